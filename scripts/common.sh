@@ -1,0 +1,33 @@
+# Sourced by the scripts beside it: what they all look for before they start.
+
+say() { printf '\n== %s\n' "$*"; }
+die() {
+    printf 'error: %s\n' "$1" >&2
+    if [ $# -gt 1 ]; then printf '  hint: %s\n' "$2" >&2; fi
+    exit 1
+}
+
+need_rust() {
+    if ! command -v cargo >/dev/null && [ -x "$HOME/.cargo/bin/cargo" ]; then
+        export PATH="$HOME/.cargo/bin:$PATH"
+    fi
+    command -v cargo >/dev/null || die "cargo is not here" "install Rust 1.95 or newer: https://rustup.rs"
+    local component
+    for component in "$@" rustfmt clippy; do
+        if ! cargo "${component/rustfmt/fmt}" --version >/dev/null 2>&1; then
+            command -v rustup >/dev/null || die "$component is not here" "install it with your Rust toolchain"
+            rustup component add "$component"
+        fi
+    done
+}
+
+# ring, zstd and tokenizers' regular expressions have a little C in them.
+need_c_compiler() {
+    if command -v cc >/dev/null; then return; fi
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "Installing a C compiler"
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq gcc libc6-dev
+    else
+        die "there is no C compiler" "install one (Debian: sudo apt-get install gcc libc6-dev)"
+    fi
+}
