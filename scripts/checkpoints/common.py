@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def python_with(modules: dict[str, str], python: str | None) -> str:
             raise CheckpointError(f"--python {python}: no such program")
         missing = _missing_modules(found, modules)
         if missing:
-            wanted = " ".join(missing)
+            wanted = shlex.join(missing)
             raise CheckpointError(
                 f"{found} lacks {wanted}: `{found} -m pip install {wanted}`, "
                 "or leave --python out to use a private environment"
