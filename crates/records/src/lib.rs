@@ -1,1 +1,26 @@
+//! Patients: MEDS cohorts read and validated, events in time order.
+//!
+//! [`Cohort::open`] checks every shard's columns and indexes its subjects; patients are then
+//! streamed ([`Cohort::read_shard`], [`Cohort::read_chunk`]) or read one at a time
+//! ([`Cohort::read_subject`]) with memory that does not grow with the cohort. [`validate`] checks
+//! a folder against each rule of MEDS 0.4, [`inspect`] says what is in it.
+//!
+//! No message of this crate carries a patient's identifier or value: it names the file and the
+//! row, counted from 0.
+
 #![forbid(unsafe_code)]
+
+mod cohort;
+mod error;
+mod files;
+mod metadata;
+mod patient;
+mod reader;
+mod table;
+mod values;
+
+pub use cohort::{Chunk, Cohort, Shard};
+pub use error::RecordsError;
+pub use metadata::{CodeEntry, CodeTable, DatasetMetadata, Splits};
+pub use patient::{BIRTH_CODE, DEATH_CODE, Event, Patient, Split};
+pub use reader::ShardReader;
