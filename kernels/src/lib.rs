@@ -1,1 +1,52 @@
+//! Fused operations for training with frozen weights, one folder an operation.
+//!
+//! Every folder holds the public function (what is computed, its shapes), a `reference` in plain
+//! tensor operations, and hand-written kernels where a backend has them: today `cpu`, for the Flex
+//! backend. The public function picks the kernel when the tensors live on a device that has one and
+//! falls back to the reference otherwise; both are differentiable in every tracked input, and each
+//! kernel is tested against its reference, forward and gradient.
+//!
+//! Shapes use one vocabulary: `batch, seq, hidden, heads, head_dim, rank, vocab`.
 
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod activation;
+mod attention;
+#[cfg(feature = "cpu")]
+mod cpu;
+mod cross_entropy;
+mod lora_linear;
+mod normalization;
+mod rotary;
+
+pub use activation::{gelu, gelu_tanh, swiglu};
+pub use attention::{AttentionOptions, attention};
+pub use cross_entropy::{IGNORED_TARGET, linear_cross_entropy};
+pub use lora_linear::{Lora, dropout_keeps, lora_linear};
+pub use normalization::{layer_norm, rms_norm};
+pub use rotary::rotary;
+
+/// The plain versions, for tests and for measuring what a kernel gains.
+pub mod reference {
+    pub use crate::activation::reference::{gelu, gelu_tanh, swiglu};
+    pub use crate::attention::reference::attention;
+    pub use crate::cross_entropy::reference::linear_cross_entropy;
+    pub use crate::lora_linear::reference::lora_linear;
+    pub use crate::normalization::reference::{layer_norm, rms_norm};
+    pub use crate::rotary::reference::rotary;
+}
+
+use burn::tensor::{DType, Tensor};
+
+/// Whether the hand-written CPU kernels serve this tensor: Flex device, f32.
+fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> bool {
+    #[cfg(feature = "cpu")]
+    {
+        tensor.dtype() == DType::F32 && cpu::is_flex(&tensor.device())
+    }
+    #[cfg(not(feature = "cpu"))]
+    {
+        let _ = (tensor, DType::F32);
+        false
+    }
+}

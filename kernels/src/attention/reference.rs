@@ -1,0 +1,64 @@
+//! Attention in plain tensor operations: the scores of every pair of a row, masked.
+
+use burn::tensor::activation::softmax;
+use burn::tensor::{Bool, Int, Tensor};
+
+use super::AttentionOptions;
+
+/// See [`attention`](crate::attention). Holds `[batch, heads, seq, seq]` scores.
+pub fn attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    segments: Tensor<2, Int>,
+    options: &AttentionOptions,
+) -> Tensor<4> {
+    let [batch, seq, heads, head_dim] = query.dims();
+    let kv_heads = key.dims()[2];
+    let groups = heads / kv_heads;
+    let device = query.device();
+
+    let spread = |tensor: Tensor<4>| -> Tensor<4> {
+        let tensor = tensor.swap_dims(1, 2);
+        if groups == 1 {
+            return tensor;
+        }
+        tensor
+            .reshape([batch, kv_heads, 1, seq, head_dim])
+            .repeat_dim(2, groups)
+            .reshape([batch, heads, seq, head_dim])
+    };
+    let query = query.swap_dims(1, 2);
+    let key = spread(key);
+    let value = spread(value);
+
+    let rows = segments.clone().reshape([batch, 1, seq, 1]);
+    let columns = segments.clone().reshape([batch, 1, 1, seq]);
+    let mut hidden: Tensor<4, Bool> = rows
+        .repeat_dim(3, seq)
+        .not_equal(columns.repeat_dim(2, seq));
+    if options.causal || options.window.is_some() {
+        let index = Tensor::<1, Int>::arange(0..seq as i64, &device);
+        let difference = index
+            .clone()
+            .reshape([1, 1, seq, 1])
+            .repeat_dim(3, seq)
+            .sub(index.reshape([1, 1, 1, seq]).repeat_dim(2, seq));
+        if options.causal {
+            hidden = hidden.bool_or(difference.clone().lower_elem(0).repeat_dim(0, batch));
+        }
+        if let Some(window) = options.window {
+            hidden = hidden.bool_or(
+                difference
+                    .abs()
+                    .greater_equal_elem(window as i64)
+                    .repeat_dim(0, batch),
+            );
+        }
+    }
+    let scores = query.matmul(key.swap_dims(2, 3)) * options.scale;
+    let scores = scores.mask_fill(hidden.repeat_dim(1, heads), -1e30);
+    let output = softmax(scores, 3).matmul(value).swap_dims(1, 2);
+    let padding = segments.equal_elem(0).reshape([batch, seq, 1, 1]);
+    output.mask_fill(padding.repeat_dim(2, heads).repeat_dim(3, head_dim), 0.0)
+}

@@ -1,0 +1,167 @@
+//! One way in for every CPU kernel: an [`Operation`] computes on Flex tensors, and [`apply`] wires
+//! its backward pass into burn's graph.
+
+use std::fmt::Debug;
+use std::marker::PhantomData;
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::{Bytes, Int, Shape, Tensor};
+use burn_flex::{FlexTensor, Layout};
+
+type Tracking = Autodiff<Flex, NoCheckpointing>;
+
+/// A differentiable computation with `N` float inputs; everything else it needs is in `self`.
+pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + Sync + 'static {
+    /// The result, and what the backward pass needs; `tracked` says whether there will be one.
+    fn forward(&self, inputs: [FlexTensor; N], tracked: bool) -> (FlexTensor, Vec<FlexTensor>);
+
+    /// The gradient of every input that is `wanted`.
+    fn backward(
+        &self,
+        saved: Vec<FlexTensor>,
+        gradient: FlexTensor,
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N];
+}
+
+/// A float input on its way into an operation.
+pub(crate) enum Input {
+    Plain(FlexTensor),
+    Tracking(FloatTensor<Tracking>),
+}
+
+/// Takes a tensor off burn's dispatch, contiguous.
+pub(crate) fn input<const D: usize>(tensor: Tensor<D>) -> Input {
+    if tensor.device().is_autodiff() {
+        Input::Tracking(
+            tensor
+                .try_into_primitive::<Tracking>()
+                .expect("a Flex float tensor under autodiff without burn's own checkpointing"),
+        )
+    } else {
+        Input::Plain(
+            tensor
+                .try_into_primitive::<Flex>()
+                .expect("a Flex float tensor"),
+        )
+    }
+}
+
+/// The values of an integer tensor, in row-major order.
+pub(crate) fn integers<const D: usize>(tensor: Tensor<D, Int>) -> Vec<i32> {
+    tensor
+        .into_data()
+        .convert::<i32>()
+        .try_into_vec::<i32>()
+        .expect("converted to i32 just now")
+}
+
+/// Runs an operation and, where an input is tracked, registers its backward pass.
+pub(crate) fn apply<Op: Operation<N>, const N: usize, const D: usize>(
+    operation: Op,
+    inputs: [Input; N],
+) -> Tensor<D> {
+    if inputs.iter().all(|input| matches!(input, Input::Plain(_))) {
+        let inputs = inputs.map(|input| match input {
+            Input::Plain(tensor) => contiguous(tensor),
+            Input::Tracking(_) => unreachable!("checked above"),
+        });
+        return Tensor::from_primitive::<Flex>(operation.forward(inputs, false).0);
+    }
+    // A tensor made outside autodiff is a constant of the graph.
+    let parts = inputs.map(|input| match input {
+        Input::Tracking(tensor) => tensor.into_parts(),
+        Input::Plain(tensor) => {
+            let constant: Tensor<1> = Tensor::from_primitive::<Flex>(flatten(tensor.clone()));
+            let tracked = Tensor::<1>::from_inner(constant)
+                .try_into_primitive::<Tracking>()
+                .expect("lifted into autodiff just now");
+            let (_, guard) = tracked.into_parts();
+            (tensor, guard)
+        }
+    });
+    let (primitives, guards): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    let primitives: [FlexTensor; N] = primitives
+        .into_iter()
+        .map(contiguous)
+        .collect::<Vec<_>>()
+        .try_into()
+        .expect("N inputs");
+    let guards = guards.try_into().expect("N inputs");
+
+    let step = Fused::<Op>(PhantomData);
+    let output = match step
+        .prepare::<NoCheckpointing>(guards)
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::Tracked(prepared) => {
+            let (output, saved) = operation.forward(primitives, true);
+            prepared.finish((operation, saved), output)
+        }
+        OpsKind::UnTracked(prepared) => prepared.finish(operation.forward(primitives, false).0),
+    };
+    Tensor::from_primitive::<Tracking>(output)
+}
+
+#[derive(Debug)]
+struct Fused<Op>(PhantomData<Op>);
+
+impl<Op: Operation<N>, const N: usize> Backward<Flex, N> for Fused<Op> {
+    type State = (Op, Vec<FlexTensor>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, N>,
+        gradients: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let (operation, saved) = ops.state;
+        let gradient = contiguous(gradients.consume::<Flex>(&ops.node));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let results = operation.backward(saved, gradient, wanted);
+        for (parent, result) in ops.parents.into_iter().zip(results) {
+            if let (Some(parent), Some(result)) = (parent, result) {
+                gradients.register::<Flex>(parent.id, result);
+            }
+        }
+    }
+}
+
+/// The tensor with its elements in row-major order from the start of its buffer.
+pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    if tensor.is_contiguous() {
+        tensor
+    } else {
+        tensor.to_contiguous()
+    }
+}
+
+/// The elements of a contiguous tensor.
+pub(crate) fn values(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice::<f32>().expect("contiguous f32")
+}
+
+/// A tensor around freshly computed values.
+pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::new(
+        Bytes::from_elems(values),
+        Layout::contiguous(shape.into()),
+        burn::tensor::DType::F32,
+    )
+}
+
+/// The lengths of the dimensions.
+pub(crate) fn dims(tensor: &FlexTensor) -> Vec<usize> {
+    tensor.layout().shape().iter().copied().collect()
+}
+
+fn flatten(tensor: FlexTensor) -> FlexTensor {
+    let elements = tensor.layout().num_elements();
+    contiguous(tensor).reshape(Shape::from(vec![elements]))
+}

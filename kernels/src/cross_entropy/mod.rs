@@ -1,0 +1,34 @@
+//! Output projection and cross-entropy in one, without the logits of all tokens at once.
+
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu;
+pub(crate) mod reference;
+
+use burn::tensor::{Int, Tensor};
+
+/// Target of a token that takes no part in the loss, as in PyTorch.
+pub const IGNORED_TARGET: i64 = -100;
+
+/// `Σ −log softmax(h Wᵀ)[target]` over the tokens whose target is not [`IGNORED_TARGET`].
+///
+/// The caller divides by the step's number of supervised tokens. The CPU kernel goes through the
+/// tokens in chunks and computes the gradient in the same pass (as Liger Kernel does, Hsu et al.
+/// 2024), so that no `[tokens, vocab]` tensor ever exists.
+///
+/// # Shapes
+/// - hidden: `[tokens, hidden]`, weight: `[vocab, hidden]`, targets: `[tokens]`
+/// - returns: `[1]`
+pub fn linear_cross_entropy(
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    targets: Tensor<1, Int>,
+) -> Tensor<1> {
+    #[cfg(feature = "cpu")]
+    if crate::on_cpu(&hidden) {
+        return cpu::dispatch(hidden, weight, targets);
+    }
+    reference::linear_cross_entropy(hidden, weight, targets)
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;

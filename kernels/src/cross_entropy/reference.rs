@@ -1,0 +1,20 @@
+//! Cross-entropy over whole logits, in plain tensor operations.
+
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{DType, Int, Tensor};
+
+use super::IGNORED_TARGET;
+
+/// See [`linear_cross_entropy`](crate::linear_cross_entropy).
+pub fn linear_cross_entropy(
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    targets: Tensor<1, Int>,
+) -> Tensor<1> {
+    let tokens = hidden.dims()[0];
+    let logits = hidden.matmul(weight.transpose()).cast(DType::F32);
+    let ignored = targets.clone().equal_elem(IGNORED_TARGET);
+    let index = targets.mask_fill(ignored.clone(), 0).reshape([tokens, 1]);
+    let picked = log_softmax(logits, 1).gather(1, index).reshape([tokens]);
+    picked.mask_fill(ignored, 0.0).sum().neg()
+}

@@ -1,0 +1,47 @@
+use burn::tensor::TensorData;
+
+use super::*;
+use crate::cpu::testing::{device, difference, random};
+
+fn targets(values: Vec<i64>) -> Tensor<1, Int> {
+    let length = values.len();
+    Tensor::from_data(TensorData::new(values, [length]), &device())
+}
+
+#[test]
+fn loss_and_gradients_match_the_reference() {
+    for (tokens, width, vocab) in [(1, 4, 3), (37, 24, 101), (40, 16, 200_003)] {
+        let hidden = random([tokens, width], 1).require_grad();
+        let weight = random([vocab, width], 2).require_grad();
+        let wanted: Vec<i64> = (0..tokens as i64)
+            .map(|i| {
+                if i % 5 == 3 {
+                    IGNORED_TARGET
+                } else {
+                    (i * 7919) % vocab as i64
+                }
+            })
+            .collect();
+        let ours = linear_cross_entropy(hidden.clone(), weight.clone(), targets(wanted.clone()));
+        let plain =
+            reference::linear_cross_entropy(hidden.clone(), weight.clone(), targets(wanted));
+        // 1e-5: sums of 200,000 exponentials in another order.
+        assert!(difference(ours.clone(), plain.clone()) < 1e-5);
+        let ours = (ours * 0.25).sum().backward();
+        let plain = (plain * 0.25).sum().backward();
+        for tensor in [&hidden, &weight] {
+            let (ours, plain) = (tensor.grad(&ours).unwrap(), tensor.grad(&plain).unwrap());
+            assert!(difference(ours, plain) < 1e-5);
+        }
+    }
+}
+
+#[test]
+fn all_targets_ignored_is_no_loss_and_no_gradient() {
+    let hidden = random([3, 4], 1).require_grad();
+    let weight = random([5, 4], 2);
+    let loss = linear_cross_entropy(hidden.clone(), weight, targets(vec![IGNORED_TARGET; 3]));
+    assert_eq!(loss.clone().into_scalar::<f32>(), 0.0);
+    let gradient = hidden.grad(&loss.backward()).unwrap();
+    assert_eq!(gradient.abs().sum().into_scalar::<f32>(), 0.0);
+}

@@ -1,0 +1,280 @@
+//! The LoRA linear on the CPU: five products over one copy of the input, no weight gradient unless
+//! the weight is tracked.
+
+use burn::tensor::Tensor;
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::{Lora, dropout_keeps};
+use crate::cpu::elementary::{block_rows, vectorized};
+use crate::cpu::matrix::{Threads, View, multiply};
+use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
+use crate::normalization::cpu::column_sums;
+
+pub(super) fn dispatch(
+    tensor: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    lora: Option<&Lora>,
+) -> Tensor<3> {
+    let (x, w) = (input(tensor), input(weight));
+    match (bias.map(input), lora) {
+        (None, None) => apply(Linear::plain(false), [x, w]),
+        (Some(bias), None) => apply(Linear::plain(true), [x, w, bias]),
+        (None, Some(lora)) => apply(
+            Linear::adapted(false, lora),
+            [x, w, input(lora.a.clone()), input(lora.b.clone())],
+        ),
+        (Some(bias), Some(lora)) => apply(
+            Linear::adapted(true, lora),
+            [x, w, bias, input(lora.a.clone()), input(lora.b.clone())],
+        ),
+    }
+}
+
+/// Inputs in order: x, weight, then bias if there is one, then a and b if there is an adapter.
+#[derive(Clone, Debug)]
+struct Linear {
+    biased: bool,
+    adapter: Option<Adapter>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Adapter {
+    scaling: f32,
+    dropout: f32,
+    seed: u64,
+}
+
+impl Linear {
+    fn plain(biased: bool) -> Self {
+        Self {
+            biased,
+            adapter: None,
+        }
+    }
+
+    fn adapted(biased: bool, lora: &Lora) -> Self {
+        Self {
+            biased,
+            adapter: Some(Adapter {
+                scaling: lora.scaling,
+                dropout: lora.dropout,
+                seed: lora.dropout_seed,
+            }),
+        }
+    }
+
+    /// Where `a` stands among the inputs.
+    fn first_factor(&self) -> usize {
+        2 + usize::from(self.biased)
+    }
+}
+
+impl<const N: usize> Operation<N> for Linear {
+    fn forward(&self, inputs: [FlexTensor; N], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
+        let (x, weight) = (&inputs[0], &inputs[1]);
+        let mut shape = dims(x);
+        let (outputs, width) = (dims(weight)[0], dims(weight)[1]);
+        let tokens = values(x).len() / width;
+
+        let mut output = vec![0.0f32; tokens * outputs];
+        if self.biased {
+            let bias = values(&inputs[2]);
+            for row in output.chunks_exact_mut(outputs) {
+                row.copy_from_slice(bias);
+            }
+        }
+        multiply(
+            &mut output,
+            outputs,
+            View::new(values(x), tokens, width),
+            View::new(values(weight), outputs, width).transposed(),
+            1.0,
+            self.biased,
+            Threads::All,
+        );
+        let mut low_rank = None;
+        if let Some(adapter) = self.adapter {
+            let a = &inputs[self.first_factor()];
+            let b = &inputs[self.first_factor() + 1];
+            let rank = dims(a)[0];
+            let dropped = adapter.drop_inputs(values(x));
+            let mut low = vec![0.0f32; tokens * rank];
+            multiply(
+                &mut low,
+                rank,
+                View::new(dropped.as_deref().unwrap_or(values(x)), tokens, width),
+                View::new(values(a), rank, width).transposed(),
+                1.0,
+                false,
+                Threads::All,
+            );
+            multiply(
+                &mut output,
+                outputs,
+                View::new(&low, tokens, rank),
+                View::new(values(b), outputs, rank).transposed(),
+                adapter.scaling,
+                true,
+                Threads::All,
+            );
+            low_rank = Some(tensor(low, [tokens, rank]));
+        }
+        *shape.last_mut().expect("three dimensions") = outputs;
+        let saved = if tracked {
+            inputs.into_iter().chain(low_rank).collect()
+        } else {
+            vec![]
+        };
+        (tensor(output, shape), saved)
+    }
+
+    fn backward(
+        &self,
+        saved: Vec<FlexTensor>,
+        gradient: FlexTensor,
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N] {
+        let mut results = [const { None }; N];
+        let (x, weight) = (&saved[0], &saved[1]);
+        let (outputs, width) = (dims(weight)[0], dims(weight)[1]);
+        let tokens = values(x).len() / width;
+        let upstream = View::new(values(&gradient), tokens, outputs);
+
+        let mut for_input = wanted[0].then(|| {
+            let mut output = vec![0.0f32; tokens * width];
+            multiply(
+                &mut output,
+                width,
+                upstream,
+                View::new(values(weight), outputs, width),
+                1.0,
+                false,
+                Threads::All,
+            );
+            output
+        });
+        if wanted[1] {
+            let mut output = vec![0.0f32; outputs * width];
+            multiply(
+                &mut output,
+                width,
+                upstream.transposed(),
+                View::new(values(x), tokens, width),
+                1.0,
+                false,
+                Threads::All,
+            );
+            results[1] = Some(tensor(output, [outputs, width]));
+        }
+        if self.biased && wanted[2] {
+            results[2] = Some(tensor(column_sums(values(&gradient), outputs), [outputs]));
+        }
+        if let Some(adapter) = self.adapter {
+            let first = self.first_factor();
+            let (a, b, low) = (&saved[first], &saved[first + 1], &saved[first + 2]);
+            let rank = dims(a)[0];
+            // The gradient at the output of `a`, from which both the input and `a` get theirs.
+            let mut inner = vec![0.0f32; tokens * rank];
+            multiply(
+                &mut inner,
+                rank,
+                upstream,
+                View::new(values(b), outputs, rank),
+                adapter.scaling,
+                false,
+                Threads::All,
+            );
+            let inner = View::new(&inner, tokens, rank);
+            if let Some(output) = &mut for_input {
+                let a = View::new(values(a), rank, width);
+                if adapter.dropout > 0.0 {
+                    let mut through = vec![0.0f32; tokens * width];
+                    multiply(&mut through, width, inner, a, 1.0, false, Threads::All);
+                    adapter.add_kept(output, &through);
+                } else {
+                    multiply(output, width, inner, a, 1.0, true, Threads::All);
+                }
+            }
+            if wanted[first] {
+                let dropped = adapter.drop_inputs(values(x));
+                let x = dropped.as_deref().unwrap_or(values(x));
+                let mut output = vec![0.0f32; rank * width];
+                multiply(
+                    &mut output,
+                    width,
+                    inner.transposed(),
+                    View::new(x, tokens, width),
+                    1.0,
+                    false,
+                    Threads::All,
+                );
+                results[first] = Some(tensor(output, [rank, width]));
+            }
+            if wanted[first + 1] {
+                let mut output = vec![0.0f32; outputs * rank];
+                multiply(
+                    &mut output,
+                    rank,
+                    upstream.transposed(),
+                    View::new(values(low), tokens, rank),
+                    adapter.scaling,
+                    false,
+                    Threads::All,
+                );
+                results[first + 1] = Some(tensor(output, [outputs, rank]));
+            }
+        }
+        results[0] = for_input.map(|output| tensor(output, dims(x)));
+        results
+    }
+}
+
+impl Adapter {
+    /// The input with dropped elements zeroed and the others divided by what is kept; none where
+    /// nothing is dropped.
+    fn drop_inputs(&self, input: &[f32]) -> Option<Vec<f32>> {
+        (self.dropout > 0.0).then(|| {
+            let mut output = vec![0.0f32; input.len()];
+            self.over_blocks(&mut output, input, |_, x| x);
+            output
+        })
+    }
+
+    /// Adds the kept elements, divided by what is kept.
+    fn add_kept(&self, output: &mut [f32], through: &[f32]) {
+        self.over_blocks(output, through, |sum, x| sum + x);
+    }
+
+    fn over_blocks(
+        &self,
+        output: &mut [f32],
+        input: &[f32],
+        combine: impl Fn(f32, f32) -> f32 + Copy + Send + Sync,
+    ) {
+        let block = block_rows(input.len(), 1);
+        let keep = 1.0 / (1.0 - self.dropout);
+        let Adapter { dropout, seed, .. } = *self;
+        output
+            .par_chunks_mut(block)
+            .zip(input.par_chunks(block))
+            .enumerate()
+            .for_each(|(number, (output, input))| {
+                let start = number * block;
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (i, (output, &x)) in output.iter_mut().zip(input).enumerate() {
+                            let factor = if dropout_keeps(seed, start + i, dropout) {
+                                keep
+                            } else {
+                                0.0
+                            };
+                            *output = combine(*output, x * factor);
+                        }
+                    },
+                );
+            });
+    }
+}

@@ -1,0 +1,70 @@
+//! The LoRA linear: a frozen product and its low-rank correction, on activations.
+
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu;
+pub(crate) mod reference;
+
+use burn::tensor::{Distribution, Tensor};
+
+/// The low-rank part of one linear layer (Hu et al. 2021).
+#[derive(Debug, Clone)]
+pub struct Lora {
+    /// `[rank, in]`
+    pub a: Tensor<2>,
+    /// `[out, rank]`
+    pub b: Tensor<2>,
+    /// `alpha / rank`, or `alpha / √rank` for rsLoRA.
+    pub scaling: f32,
+    /// Probability with which an input of `a` is dropped; 0 outside training.
+    pub dropout: f32,
+    /// Fixes which inputs are dropped: the same seed gives the same mask, forward and backward.
+    pub dropout_seed: u64,
+}
+
+/// `y = x Wᵀ + bias + scaling · (dropout(x) Aᵀ) Bᵀ`, without ever forming `W + scaling · B A`.
+///
+/// With `weight` untracked no weight gradient is computed: 4N instead of 6N operations a token.
+///
+/// # Shapes
+/// - input: `[batch, seq, in]`
+/// - weight: `[out, in]`, bias: `[out]`
+/// - returns: `[batch, seq, out]`
+pub fn lora_linear(
+    input: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    lora: Option<&Lora>,
+) -> Tensor<3> {
+    #[cfg(feature = "cpu")]
+    if crate::on_cpu(&input) {
+        return cpu::dispatch(input, weight, bias, lora);
+    }
+    let mask = lora.filter(|lora| lora.dropout > 0.0).map(|lora| {
+        let device = input.device();
+        device.seed(lora.dropout_seed);
+        let keep = f64::from(1.0 - lora.dropout);
+        Tensor::<3>::random(input.shape(), Distribution::Bernoulli(keep), &device)
+            .cast(input.dtype())
+    });
+    reference::lora_linear(input, weight, bias, lora, mask)
+}
+
+/// Whether element `index` of a dropout mask survives: a counter-based hash, so that the mask needs
+/// no memory and no generator state, and is the same however many threads compute it.
+///
+/// The integer mixing is Wellons' `lowbias32`.
+#[inline(always)]
+pub fn dropout_keeps(seed: u64, index: usize, probability: f32) -> bool {
+    let mut x = (index as u32).wrapping_mul(0x9E37_79B1) ^ (seed as u32);
+    x = x.wrapping_add((seed >> 32) as u32);
+    x ^= x >> 16;
+    x = x.wrapping_mul(0x7FEB_352D);
+    x ^= x >> 15;
+    x = x.wrapping_mul(0x846C_A68B);
+    x ^= x >> 16;
+    // 24 bits: every value is exact in f32.
+    (x >> 8) as f32 * (1.0 / 16_777_216.0) >= probability
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;

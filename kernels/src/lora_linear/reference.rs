@@ -1,0 +1,33 @@
+//! The LoRA linear in plain tensor operations.
+
+use burn::tensor::Tensor;
+
+use super::Lora;
+
+/// See [`lora_linear`](crate::lora_linear); `mask` is 1 where an input of the low-rank part is kept.
+pub fn lora_linear(
+    input: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    lora: Option<&Lora>,
+    mask: Option<Tensor<3>>,
+) -> Tensor<3> {
+    let [batch, seq, inputs] = input.dims();
+    let outputs = weight.dims()[0];
+    let flat = input.reshape([batch * seq, inputs]);
+    let mut output = flat.clone().matmul(weight.transpose());
+    if let Some(bias) = bias {
+        output = output + bias.unsqueeze::<2>();
+    }
+    if let Some(lora) = lora {
+        let dropped = match mask {
+            Some(mask) => {
+                flat * mask.reshape([batch * seq, inputs]) / f64::from(1.0 - lora.dropout)
+            }
+            None => flat,
+        };
+        let low = dropped.matmul(lora.a.clone().transpose());
+        output = output + low.matmul(lora.b.clone().transpose()) * lora.scaling;
+    }
+    output.reshape([batch, seq, outputs])
+}

@@ -1,0 +1,39 @@
+//! RMSNorm and LayerNorm over the last dimension.
+
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu;
+pub(crate) mod reference;
+
+use burn::tensor::Tensor;
+
+/// `x / √(mean(x²) + ε) · weight` (Zhang and Sennrich 2019).
+///
+/// # Shapes
+/// - input: `[…, hidden]`, weight: `[hidden]`, returns `[…, hidden]`
+pub fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    #[cfg(feature = "cpu")]
+    if crate::on_cpu(&input) {
+        return cpu::rms_norm(input, weight, epsilon);
+    }
+    reference::rms_norm(input, weight, epsilon)
+}
+
+/// `(x − mean(x)) / √(var(x) + ε) · weight + bias`, with the biased variance (Ba et al. 2016).
+///
+/// # Shapes
+/// - input: `[…, hidden]`, weight, bias: `[hidden]`, returns `[…, hidden]`
+pub fn layer_norm<const D: usize>(
+    input: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    epsilon: f64,
+) -> Tensor<D> {
+    #[cfg(feature = "cpu")]
+    if crate::on_cpu(&input) {
+        return cpu::layer_norm(input, weight, bias, epsilon);
+    }
+    reference::layer_norm(input, weight, bias, epsilon)
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;

@@ -1,0 +1,25 @@
+//! Rotary position embedding, rotating halves as hub checkpoints do.
+
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu;
+pub(crate) mod reference;
+
+use burn::tensor::Tensor;
+
+/// `x · cos + rotate_half(x) · sin` with `rotate_half([x₁, x₂]) = [−x₂, x₁]` (Su et al. 2021, in the
+/// half-split layout of Transformers). `cos` and `sin` are constants: no gradient reaches them.
+///
+/// # Shapes
+/// - input: `[batch, seq, heads, head_dim]`
+/// - cos, sin: `[batch, seq, head_dim]`
+/// - returns: `[batch, seq, heads, head_dim]`
+pub fn rotary(input: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
+    #[cfg(feature = "cpu")]
+    if crate::on_cpu(&input) {
+        return cpu::dispatch(input, cos, sin);
+    }
+    reference::rotary(input, cos, sin)
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;
