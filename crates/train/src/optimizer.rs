@@ -1,0 +1,421 @@
+//! AdamW over a model's trainable tensors, with parameter groups and clipping by the
+//! global norm.
+//!
+//! The update is PyTorch's `torch.optim.AdamW` (Loshchilov & Hutter 2019) without
+//! AMSGrad: per tensor, with `t` counted from 1,
+//!
+//! ```text
+//! p ← p − lr·weight_decay·p
+//! m ← β₁·m + (1 − β₁)·g
+//! v ← β₂·v + (1 − β₂)·g²
+//! p ← p − lr/(1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
+//! ```
+//!
+//! Moments are f32, whatever the type of the frozen weights.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use calor_model::{Model, ParameterGroup, ParameterVisitor};
+
+/// Something with trainable tensors, visited in an order that never changes.
+pub trait Parameters {
+    /// Shows every trainable tensor to `visitor`.
+    fn visit_parameters<V: ParameterVisitor>(&mut self, visitor: &mut V);
+}
+
+impl Parameters for Model {
+    fn visit_parameters<V: ParameterVisitor>(&mut self, visitor: &mut V) {
+        self.visit_trainable(visitor);
+    }
+}
+
+/// AdamW's constants. The defaults are PyTorch's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWOptions {
+    /// Decay of the mean of the gradients.
+    pub beta_1: f64,
+    /// Decay of the mean of the squared gradients.
+    pub beta_2: f64,
+    /// Added to the denominator.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWOptions {
+    fn default() -> Self {
+        AdamWOptions { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+/// The learning rates of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LearningRates {
+    /// Of adapter tensors.
+    pub adapter: f64,
+    /// Of the head and other tensors trained in full.
+    pub head: f64,
+}
+
+impl LearningRates {
+    /// One rate for all.
+    pub fn uniform(rate: f64) -> LearningRates {
+        LearningRates { adapter: rate, head: rate }
+    }
+
+    fn of(self, group: ParameterGroup) -> f64 {
+        match group {
+            ParameterGroup::Adapter => self.adapter,
+            ParameterGroup::Head => self.head,
+        }
+    }
+}
+
+/// Gradients of the trainable tensors, summed over micro-batches.
+#[derive(Default)]
+pub struct AccumulatedGradients {
+    /// By name, flattened, without autodiff. A tensor that took no part has no entry.
+    by_name: BTreeMap<String, Tensor<1>>,
+}
+
+impl AccumulatedGradients {
+    /// Adds what one backward pass left.
+    pub fn add<P: Parameters>(&mut self, parameters: &mut P, gradients: &mut Gradients) {
+        struct Collect<'a> {
+            gradients: &'a mut Gradients,
+            by_name: &'a mut BTreeMap<String, Tensor<1>>,
+        }
+        impl ParameterVisitor for Collect<'_> {
+            fn visit<const D: usize>(&mut self, name: &str, _: ParameterGroup, tensor: &mut Tensor<D>) {
+                let Some(gradient) = tensor.grad_remove(self.gradients) else { return };
+                let length = gradient.shape().num_elements();
+                let gradient = gradient.reshape([length]);
+                let sum = match self.by_name.remove(name) {
+                    Some(earlier) => earlier + gradient,
+                    None => gradient,
+                };
+                self.by_name.insert(name.to_owned(), sum);
+            }
+        }
+        parameters.visit_parameters(&mut Collect { gradients, by_name: &mut self.by_name });
+    }
+
+    /// The 2-norm of all gradients together, shape `[1]`; none where there are none.
+    pub fn global_norm(&self) -> Option<Tensor<1>> {
+        let squares: Vec<Tensor<1>> = self.by_name.values().map(|gradient| gradient.clone().square().sum()).collect();
+        if squares.is_empty() { None } else { Some(Tensor::cat(squares, 0).sum().sqrt()) }
+    }
+
+    /// Scales all gradients so that their norm is at most `max_norm`, given the norm they
+    /// have: `torch.nn.utils.clip_grad_norm_`, with its factor `max_norm / (norm + 1e-6)`.
+    pub fn clip(&mut self, norm: f64, max_norm: f64) {
+        let factor = max_norm as f32 / (norm as f32 + 1e-6);
+        if factor < 1.0 {
+            for gradient in self.by_name.values_mut() {
+                *gradient = gradient.clone().mul_scalar(factor);
+            }
+        }
+    }
+
+    /// Names of the tensors that have a gradient.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.by_name.keys().map(String::as_str)
+    }
+
+    #[cfg(test)]
+    fn from_values(values: &BTreeMap<String, Vec<f32>>, device: &Device) -> Self {
+        let by_name = values
+            .iter()
+            .map(|(name, values)| (name.clone(), Tensor::from_data(TensorData::new(values.clone(), [values.len()]), device)))
+            .collect();
+        AccumulatedGradients { by_name }
+    }
+
+    #[cfg(test)]
+    fn values(&self) -> BTreeMap<String, Vec<f32>> {
+        self.by_name.iter().map(|(name, tensor)| (name.clone(), tensor.to_data().to_vec().unwrap())).collect()
+    }
+}
+
+/// The state of one tensor: both moments, flattened.
+struct Moments {
+    step: u64,
+    first: Tensor<1>,
+    second: Tensor<1>,
+}
+
+/// The state of one tensor on the host, as checkpoints hold it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SavedMoments {
+    /// Updates this tensor has had.
+    pub step: u64,
+    /// Mean of the gradients.
+    pub first: Vec<f32>,
+    /// Mean of the squared gradients.
+    pub second: Vec<f32>,
+}
+
+/// The optimizer.
+pub struct AdamW {
+    options: AdamWOptions,
+    moments: BTreeMap<String, Moments>,
+}
+
+impl AdamW {
+    /// An optimizer that has seen no gradient.
+    pub fn new(options: AdamWOptions) -> AdamW {
+        AdamW { options, moments: BTreeMap::new() }
+    }
+
+    /// One update of every tensor that has a gradient. A tensor without one stays as it
+    /// is and is not decayed, as in PyTorch.
+    pub fn update<P: Parameters>(&mut self, parameters: &mut P, gradients: AccumulatedGradients, rates: LearningRates) {
+        struct Update<'a> {
+            optimizer: &'a mut AdamW,
+            gradients: BTreeMap<String, Tensor<1>>,
+            rates: LearningRates,
+        }
+        impl ParameterVisitor for Update<'_> {
+            fn visit<const D: usize>(&mut self, name: &str, group: ParameterGroup, tensor: &mut Tensor<D>) {
+                let Some(gradient) = self.gradients.remove(name) else { return };
+                let shape = tensor.shape();
+                let length = shape.num_elements();
+                let value = tensor.clone().inner().reshape([length]);
+                let value = self.optimizer.step_tensor(name, value, gradient, self.rates.of(group));
+                *tensor = Tensor::from_inner(value.reshape(shape)).require_grad();
+            }
+        }
+        parameters.visit_parameters(&mut Update { optimizer: self, gradients: gradients.by_name, rates });
+    }
+
+    fn step_tensor(&mut self, name: &str, value: Tensor<1>, gradient: Tensor<1>, rate: f64) -> Tensor<1> {
+        let AdamWOptions { beta_1, beta_2, epsilon, weight_decay } = self.options;
+        let (step, first, second) = match self.moments.remove(name) {
+            Some(moments) => (
+                moments.step + 1,
+                moments.first.mul_scalar(beta_1) + gradient.clone().mul_scalar(1.0 - beta_1),
+                moments.second.mul_scalar(beta_2) + gradient.square().mul_scalar(1.0 - beta_2),
+            ),
+            None => (1, gradient.clone().mul_scalar(1.0 - beta_1), gradient.square().mul_scalar(1.0 - beta_2)),
+        };
+        let correction_1 = 1.0 - beta_1.powf(step as f64);
+        let correction_2 = 1.0 - beta_2.powf(step as f64);
+        let denominator = second.clone().sqrt().div_scalar(correction_2.sqrt()).add_scalar(epsilon);
+        let change = (first.clone() / denominator).mul_scalar(rate / correction_1);
+        self.moments.insert(name.to_owned(), Moments { step, first, second });
+        value.mul_scalar(1.0 - rate * weight_decay) - change
+    }
+
+    /// The state for a checkpoint, by tensor name.
+    pub fn save(&self) -> BTreeMap<String, SavedMoments> {
+        self.moments
+            .iter()
+            .map(|(name, moments)| (name.clone(), SavedMoments { step: moments.step, first: host(&moments.first), second: host(&moments.second) }))
+            .collect()
+    }
+
+    /// Takes up a saved state. `device` is where the trainable tensors are.
+    pub fn restore(&mut self, saved: BTreeMap<String, SavedMoments>, device: &Device) {
+        let device = device.clone().inner();
+        let tensor = |values: Vec<f32>| {
+            let length = values.len();
+            Tensor::from_data(TensorData::new(values, [length]), &device)
+        };
+        self.moments = saved
+            .into_iter()
+            .map(|(name, moments)| (name, Moments { step: moments.step, first: tensor(moments.first), second: tensor(moments.second) }))
+            .collect();
+    }
+}
+
+/// The values of a flat f32 tensor on the host.
+fn host(tensor: &Tensor<1>) -> Vec<f32> {
+    tensor.to_data().to_vec().expect("moments are f32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    struct Step {
+        gradients: BTreeMap<String, Vec<f32>>,
+        norm: Option<f64>,
+        clipped: BTreeMap<String, Vec<f32>>,
+        parameters: BTreeMap<String, Vec<f32>>,
+        exp_avg: BTreeMap<String, Vec<f32>>,
+        exp_avg_sq: BTreeMap<String, Vec<f32>>,
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        learning_rate: f64,
+        head_learning_rate: f64,
+        beta_1: f64,
+        beta_2: f64,
+        epsilon: f64,
+        weight_decay: f64,
+        max_norm: Option<f64>,
+        start: BTreeMap<String, Vec<f32>>,
+        steps: Vec<Step>,
+    }
+
+    #[derive(Deserialize)]
+    struct Defaults {
+        beta_1: f64,
+        beta_2: f64,
+        epsilon: f64,
+        weight_decay: f64,
+    }
+
+    #[derive(Deserialize)]
+    struct Fixture {
+        defaults: Defaults,
+        adamw: Vec<Case>,
+    }
+
+    fn fixture() -> Fixture {
+        serde_json::from_str(include_str!("../tests/fixtures/optimizer.json")).unwrap()
+    }
+
+    /// The three tensors of the fixture.
+    struct Tensors {
+        a: Tensor<2>,
+        b: Tensor<2>,
+        head: Tensor<1>,
+    }
+
+    impl Tensors {
+        fn new(start: &BTreeMap<String, Vec<f32>>, device: &Device) -> Tensors {
+            fn tensor<const D: usize>(values: &[f32], shape: [usize; D], device: &Device) -> Tensor<D> {
+                Tensor::from_data(TensorData::new(values.to_vec(), shape), device).require_grad()
+            }
+            Tensors {
+                a: tensor(&start["adapter.a"], [2, 3], device),
+                b: tensor(&start["adapter.b"], [3, 2], device),
+                head: tensor(&start["head"], [4], device),
+            }
+        }
+
+        fn values(&mut self) -> BTreeMap<String, Vec<f32>> {
+            struct Read(BTreeMap<String, Vec<f32>>);
+            impl ParameterVisitor for Read {
+                fn visit<const D: usize>(&mut self, name: &str, _: ParameterGroup, tensor: &mut Tensor<D>) {
+                    assert!(tensor.is_require_grad(), "{name} is still trained after an update");
+                    self.0.insert(name.to_owned(), tensor.to_data().to_vec().unwrap());
+                }
+            }
+            let mut read = Read(BTreeMap::new());
+            self.visit_parameters(&mut read);
+            read.0
+        }
+    }
+
+    impl Parameters for Tensors {
+        fn visit_parameters<V: ParameterVisitor>(&mut self, visitor: &mut V) {
+            visitor.visit("adapter.a", ParameterGroup::Adapter, &mut self.a);
+            visitor.visit("adapter.b", ParameterGroup::Adapter, &mut self.b);
+            visitor.visit("head", ParameterGroup::Head, &mut self.head);
+        }
+    }
+
+    fn assert_close(found: &BTreeMap<String, Vec<f32>>, expected: &BTreeMap<String, Vec<f32>>, what: &str) {
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");
+        for (name, expected) in expected {
+            for (index, (found, expected)) in found[name].iter().zip(expected).enumerate() {
+                let difference = (found - expected).abs();
+                assert!(difference <= 1e-6 * expected.abs().max(1e-2), "{what}, {name}[{index}]: {found} instead of {expected}");
+            }
+        }
+    }
+
+    fn device() -> Device {
+        Device::flex().autodiff()
+    }
+
+    #[test]
+    fn defaults_are_those_of_pytorch() {
+        let defaults = fixture().defaults;
+        let ours = AdamWOptions::default();
+        assert_eq!((ours.beta_1, ours.beta_2, ours.epsilon, ours.weight_decay), (defaults.beta_1, defaults.beta_2, defaults.epsilon, defaults.weight_decay));
+    }
+
+    #[test]
+    fn updates_clipping_and_moments_equal_those_of_pytorch() {
+        let device = device();
+        let cases = fixture().adamw;
+        assert_eq!(cases.len(), 3);
+        for case in cases {
+            let options = AdamWOptions { beta_1: case.beta_1, beta_2: case.beta_2, epsilon: case.epsilon, weight_decay: case.weight_decay };
+            let rates = LearningRates { adapter: case.learning_rate, head: case.head_learning_rate };
+            let mut tensors = Tensors::new(&case.start, &device);
+            let mut optimizer = AdamW::new(options);
+            for (index, step) in case.steps.iter().enumerate() {
+                let what = format!("{}, step {index}", case.name);
+                let mut gradients = AccumulatedGradients::from_values(&step.gradients, &device.clone().inner());
+                if let (Some(max_norm), Some(expected)) = (case.max_norm, step.norm) {
+                    let norm = f64::from(gradients.global_norm().unwrap().into_scalar::<f32>());
+                    assert!((norm - expected).abs() <= 1e-6 * expected, "{what}: norm {norm} instead of {expected}");
+                    gradients.clip(norm, max_norm);
+                }
+                assert_close(&gradients.values(), &step.clipped, &format!("{what}, clipped"));
+                optimizer.update(&mut tensors, gradients, rates);
+                assert_close(&tensors.values(), &step.parameters, &format!("{what}, parameters"));
+                let saved = optimizer.save();
+                let first = saved.iter().map(|(name, moments)| (name.clone(), moments.first.clone())).collect();
+                let second = saved.iter().map(|(name, moments)| (name.clone(), moments.second.clone())).collect();
+                assert_close(&first, &step.exp_avg, &format!("{what}, first moments"));
+                assert_close(&second, &step.exp_avg_sq, &format!("{what}, second moments"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_restored_optimizer_goes_on_bit_for_bit() {
+        let device = device();
+        let case = fixture().adamw.remove(1);
+        let rates = LearningRates { adapter: case.learning_rate, head: case.head_learning_rate };
+        let run = |cut: Option<usize>| {
+            let mut tensors = Tensors::new(&case.start, &device);
+            let mut optimizer = AdamW::new(AdamWOptions::default());
+            for (index, step) in case.steps.iter().enumerate() {
+                if cut == Some(index) {
+                    let values = tensors.values();
+                    let saved = optimizer.save();
+                    tensors = Tensors::new(&values, &device);
+                    optimizer = AdamW::new(AdamWOptions::default());
+                    optimizer.restore(saved, &device);
+                }
+                optimizer.update(&mut tensors, AccumulatedGradients::from_values(&step.gradients, &device.clone().inner()), rates);
+            }
+            tensors.values()
+        };
+        let unbroken = run(None);
+        assert_eq!(unbroken, run(Some(3)));
+        assert_eq!(unbroken, run(Some(1)));
+    }
+
+    #[test]
+    fn gradients_of_micro_batches_add_up_to_those_of_the_batch() {
+        let device = device();
+        let case = fixture().adamw.remove(0);
+        let mut tensors = Tensors::new(&case.start, &device);
+        let input = |rows: std::ops::Range<usize>| {
+            let values: Vec<f32> = rows.clone().flat_map(|row| (0..3).map(move |column| ((row * 3 + column) as f32).sin())).collect();
+            Tensor::<2>::from_data(TensorData::new(values, [rows.len(), 3]), &device)
+        };
+        let loss = |tensors: &Tensors, rows: std::ops::Range<usize>| input(rows).matmul(tensors.a.clone().transpose()).square().sum();
+        let mut whole = AccumulatedGradients::default();
+        whole.add(&mut tensors, &mut loss(&tensors, 0..6).backward());
+        let mut parts = AccumulatedGradients::default();
+        for rows in [0..2, 2..3, 3..6] {
+            let mut gradients = loss(&tensors, rows).backward();
+            parts.add(&mut tensors, &mut gradients);
+        }
+        assert_eq!(whole.names().collect::<Vec<_>>(), ["adapter.a"], "a tensor without a gradient has no entry");
+        assert_close(&parts.values(), &whole.values(), "sum over micro-batches");
+    }
+}

@@ -1,0 +1,437 @@
+//! The recipe: everything that shapes a run, as complete TOML.
+//!
+//! A recipe is data. [`Recipe::load`] reads it, applies `--set` assignments, checks
+//! every key and value, and names all that is wrong at once, with file and line.
+//! [`Recipe::to_toml`] writes it back with every default spelled out.
+
+mod elsewhere;
+mod error;
+mod parse;
+mod section;
+mod validate;
+
+use std::path::PathBuf;
+
+use calor_meter::EnergyOptions;
+use calor_sequence::SequenceOptions;
+use serde::{Deserialize, Serialize};
+
+pub use crate::schedule::ScheduleKind;
+pub use error::{Place, Problem, RecipeError};
+pub use section::{Key, KeyKind};
+
+use section::section;
+
+/// The number in `schema = …` that this version reads.
+pub const SCHEMA: u32 = 1;
+
+section! {
+    /// A complete run.
+    Recipe at "" {
+        /// Version of the recipe's format: 1.
+        schema: u32 = SCHEMA => Integer required;
+        /// What the run is called: in the report and, unless `--out` is given, the run's folder.
+        name: String = String::new() => Text required;
+        /// The pretrained checkpoint.
+        model: ModelSection = ModelSection::default() => Section;
+        /// What is predicted.
+        task: TaskSection = TaskSection::default() => Section;
+        /// The patients.
+        cohort: CohortSection = CohortSection::default() => Section;
+        /// How a patient becomes a sequence of tokens.
+        sequence: SequenceOptions = SequenceOptions::default() => Section;
+        /// What is trained on top of the frozen checkpoint.
+        adapter: AdapterSection = AdapterSection::default() => Section;
+        /// The optimizer and the loop.
+        train: TrainSection = TrainSection::default() => Section;
+        /// Evaluation while and after training.
+        evaluate: EvaluateSection = EvaluateSection::default() => Section;
+        /// How energy is measured, and modelled where it cannot be.
+        energy: EnergyOptions = EnergyOptions::default() => Section;
+    }
+}
+
+section! {
+    /// `[model]`: the pretrained checkpoint.
+    ModelSection at "model." {
+        /// A model id of the hub, or a folder with config.json, model.safetensors and tokenizer.json.
+        id: String = String::new() => Text required;
+        /// Branch, tag or commit of the hub repository. Without it, `main`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        revision: Option<String> = None => Text;
+        /// Type of the frozen weights and of the activations: `f32`, `bf16` or `f16`. Adapter, head and optimizer are always f32.
+        dtype: Dtype = Dtype::F32 => Text;
+    }
+}
+
+/// Type of the frozen weights and of the activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dtype {
+    /// 32-bit floating point.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+section! {
+    /// `[task]`: what is predicted.
+    TaskSection at "task." {
+        /// `binary`, `multiclass`, `multilabel` or `regression`.
+        kind: TaskKind = TaskKind::Binary => Text required;
+        /// The label set: a folder under `labels/` of the cohort, or a path. For `multilabel` a list of them, one a label.
+        labels: LabelNames = LabelNames::One(String::new()) => TextOrList required;
+        /// Weights of the classes in the loss: `none`, `balanced` (patients / (classes · patients of the class), from training patients), or a list with one weight a class. The weighted sum is still divided by the number of labels.
+        class_weights: ClassWeights = ClassWeights::Named(ClassWeighting::None) => TextOrList;
+        /// Which position speaks for the patient: `last`, `cls` or `mean`; `auto` is `last` for decoders and `mean` for encoders.
+        pooling: PoolingChoice = PoolingChoice::Auto => Text;
+    }
+}
+
+/// The kind of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// One yes-or-no label: a logit, binary cross-entropy.
+    Binary,
+    /// One of several classes: softmax cross-entropy.
+    Multiclass,
+    /// Several yes-or-no labels: a logit each, binary cross-entropy.
+    Multilabel,
+    /// A number: squared error.
+    Regression,
+}
+
+impl TaskKind {
+    /// As recipes spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            TaskKind::Binary => "binary",
+            TaskKind::Multiclass => "multiclass",
+            TaskKind::Multilabel => "multilabel",
+            TaskKind::Regression => "regression",
+        }
+    }
+}
+
+/// One label set, or several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected the name of a label set or a list of names")]
+pub enum LabelNames {
+    /// `labels = "death_5y"`
+    One(String),
+    /// `labels = ["death_5y", "cvd_5y"]`
+    Many(Vec<String>),
+}
+
+impl LabelNames {
+    /// The names in the recipe's order.
+    pub fn names(&self) -> Vec<&str> {
+        match self {
+            LabelNames::One(name) => vec![name.as_str()],
+            LabelNames::Many(names) => names.iter().map(String::as_str).collect(),
+        }
+    }
+}
+
+/// How classes are weighted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected `none`, `balanced` or a list of numbers")]
+pub enum ClassWeights {
+    /// By name.
+    Named(ClassWeighting),
+    /// One weight a class, in the order of the classes.
+    Values(Vec<f64>),
+}
+
+/// Class weights by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClassWeighting {
+    /// All classes weigh 1.
+    None,
+    /// Inverse to the class's frequency among training patients.
+    Balanced,
+}
+
+/// Which position speaks for the patient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolingChoice {
+    /// `last` for decoders, `mean` for encoders.
+    Auto,
+    /// The patient's last token.
+    Last,
+    /// The patient's first token.
+    Cls,
+    /// The mean over the patient's tokens.
+    Mean,
+}
+
+section! {
+    /// `[cohort]`: the patients.
+    CohortSection at "cohort." {
+        /// Folder of a cohort in the MEDS format, relative to where `calor` is started.
+        path: PathBuf = PathBuf::new() => Text required;
+    }
+}
+
+section! {
+    /// `[adapter]`: what is trained on top of the frozen checkpoint.
+    AdapterSection at "adapter." {
+        /// `lora`, or `none` to train the head alone.
+        kind: AdapterKind = AdapterKind::Lora => Text;
+        /// Rank of the update.
+        r: usize = 16 => Integer;
+        /// Scale of the update: `alpha / r`, or `alpha / √r` with `use_rslora`.
+        alpha: f64 = 32.0 => Number;
+        /// Share of the adapter's input that is dropped in training.
+        dropout: f64 = 0.05 => Number;
+        /// Linear modules that are adapted: `all-linear`, a regular expression over the whole module path, or a list of names or name endings.
+        targets: TargetChoice = TargetChoice::One("all-linear".to_owned()) => TextOrList;
+        /// Modules left out of `targets`: a regular expression or a list of names or name endings.
+        exclude: TargetChoice = TargetChoice::Many(Vec::new()) => TextOrList;
+        /// Other ranks for some modules, by pattern; the first that matches counts.
+        #[serde(with = "ordered_map")]
+        rank_pattern: Vec<(String, usize)> = Vec::new() => Map;
+        /// Other alphas for some modules, by pattern; the first that matches counts.
+        #[serde(with = "ordered_map")]
+        alpha_pattern: Vec<(String, f64)> = Vec::new() => Map;
+        /// Modules of the checkpoint that are trained in full and saved with the adapter. The task's head always is.
+        modules_to_save: Vec<String> = Vec::new() => List;
+        /// Rank-stabilised scaling: `alpha / √r`.
+        use_rslora: bool = false => Boolean;
+    }
+}
+
+/// The kind of an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdapterKind {
+    /// No adapter: the head is trained on the frozen checkpoint.
+    None,
+    /// Low-rank adaptation (Hu et al. 2021).
+    Lora,
+}
+
+/// A regular expression (or `all-linear`), or a list of names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a regular expression or a list of module names")]
+pub enum TargetChoice {
+    /// `all-linear` or a regular expression.
+    One(String),
+    /// Names or endings of names.
+    Many(Vec<String>),
+}
+
+section! {
+    /// `[train]`: the optimizer and the loop.
+    TrainSection at "train." {
+        /// Seed of everything that is drawn: the order of patients, the adapter, the head, dropout.
+        seed: u64 = 0 => Integer;
+        /// Patients an optimizer step.
+        global_batch: usize = 32 => Integer;
+        /// Rows computed at once. Smaller needs less memory and gives the same result: gradients are summed over the step.
+        micro_batch: usize = 8 => Integer;
+        /// Times every training patient is seen.
+        epochs: u64 = 3 => Integer;
+        /// Stops after so many optimizer steps, however many epochs are given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        max_steps: Option<u64> = None => Integer;
+        /// Peak learning rate of the adapter.
+        learning_rate: f64 = 2e-4 => Number;
+        /// Peak learning rate of the head. Without it, `learning_rate`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        head_learning_rate: Option<f64> = None => Number;
+        /// Decoupled weight decay of AdamW.
+        weight_decay: f64 = 0.01 => Number;
+        /// AdamW's decay of the mean of the gradients.
+        beta_1: f64 = 0.9 => Number;
+        /// AdamW's decay of the mean of the squared gradients.
+        beta_2: f64 = 0.999 => Number;
+        /// AdamW's guard against division by zero.
+        epsilon: f64 = 1e-8 => Number;
+        /// The learning rate over the steps.
+        schedule: ScheduleSection = ScheduleSection::default() => Section;
+        /// Gradients are scaled down to this norm over all parameters together; 0 switches clipping off.
+        max_grad_norm: f64 = 1.0 => Number;
+        /// A checkpoint to resume from is written every so many steps. Without it, as often as is evaluated.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        checkpoint_every_steps: Option<u64> = None => Integer;
+        /// How many of them are kept.
+        keep_checkpoints: usize = 2 => Integer;
+    }
+}
+
+section! {
+    /// `train.schedule`: the learning rate over the steps.
+    ScheduleSection at "train.schedule." {
+        /// `constant`, `linear` or `cosine`.
+        kind: ScheduleKind = ScheduleKind::Cosine => Text;
+        /// Steps of the warm-up.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        warmup_steps: Option<u64> = None => Integer;
+        /// Steps of the warm-up as a share of all steps, rounded up. Not together with `warmup_steps`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        warmup_fraction: Option<f64> = None => Number;
+    }
+}
+
+section! {
+    /// `[evaluate]`: evaluation while and after training.
+    EvaluateSection at "evaluate." {
+        /// The `tuning` patients are evaluated every so many steps, and at the end.
+        every_steps: u64 = 100 => Integer;
+        /// Which metric decides on the best model: `auroc`, `auprc`, `brier`, `ece`, `log_loss`, `accuracy`, `macro_f1`, `rmse`, `r2` or `loss`. Without it, `auroc` (binary, multilabel), `log_loss` (multiclass) or `rmse` (regression).
+        #[serde(skip_serializing_if = "Option::is_none")]
+        metric: Option<Metric> = None => Text;
+        /// Training stops after so many evaluations in a row without a better value; 0 never stops early.
+        patience: u64 = 5 => Integer;
+        /// Rows computed at once. Without it, `train.micro_batch`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        micro_batch: Option<usize> = None => Integer;
+        /// Resamples of patients behind each confidence interval.
+        resamples: usize = 1000 => Integer;
+    }
+}
+
+/// A number that says how good predictions are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Area under the receiver operating characteristic curve.
+    Auroc,
+    /// Average precision.
+    Auprc,
+    /// Mean squared difference of probability and outcome.
+    Brier,
+    /// Expected calibration error.
+    Ece,
+    /// Mean negative log likelihood.
+    LogLoss,
+    /// Share of patients whose most probable class is right.
+    Accuracy,
+    /// Mean over classes of the F1 score.
+    MacroF1,
+    /// Root mean squared error.
+    Rmse,
+    /// Share of the variance that is explained.
+    R2,
+    /// The training loss, without class weights.
+    Loss,
+}
+
+/// Every key of a recipe, sections after the keys above them, in the order of the format.
+pub fn keys() -> Vec<Key> {
+    [
+        Recipe::KEYS,
+        ModelSection::KEYS,
+        TaskSection::KEYS,
+        CohortSection::KEYS,
+        elsewhere::SEQUENCE,
+        AdapterSection::KEYS,
+        TrainSection::KEYS,
+        ScheduleSection::KEYS,
+        EvaluateSection::KEYS,
+        elsewhere::ENERGY,
+    ]
+    .concat()
+}
+
+/// A table that keeps the order of its keys: of several patterns, the first that matches counts.
+mod ordered_map {
+    use std::fmt;
+    use std::marker::PhantomData;
+
+    use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+    use serde::ser::{Serialize, SerializeMap, Serializer};
+
+    pub fn serialize<S: Serializer, V: Serialize>(entries: &[(String, V)], serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(entries.len()))?;
+        for (key, value) in entries {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>, V: Deserialize<'de>>(deserializer: D) -> Result<Vec<(String, V)>, D::Error> {
+        struct Entries<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
+            type Value = Vec<(String, V)>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("a table of patterns")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(entries)
+            }
+        }
+        deserializer.deserialize_map(Entries(PhantomData))
+    }
+}
+
+impl Metric {
+    /// As recipes and reports spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Auroc => "auroc",
+            Metric::Auprc => "auprc",
+            Metric::Brier => "brier",
+            Metric::Ece => "ece",
+            Metric::LogLoss => "log_loss",
+            Metric::Accuracy => "accuracy",
+            Metric::MacroF1 => "macro_f1",
+            Metric::Rmse => "rmse",
+            Metric::R2 => "r2",
+            Metric::Loss => "loss",
+        }
+    }
+
+    /// As people write it.
+    pub fn title(self) -> &'static str {
+        match self {
+            Metric::Auroc => "AUROC",
+            Metric::Auprc => "AUPRC",
+            Metric::Brier => "Brier score",
+            Metric::Ece => "Calibration error (ECE)",
+            Metric::LogLoss => "Log loss",
+            Metric::Accuracy => "Accuracy",
+            Metric::MacroF1 => "Macro F1",
+            Metric::Rmse => "RMSE",
+            Metric::R2 => "R²",
+            Metric::Loss => "Loss",
+        }
+    }
+
+    /// Whether more is better.
+    pub fn higher_is_better(self) -> bool {
+        matches!(self, Metric::Auroc | Metric::Auprc | Metric::Accuracy | Metric::MacroF1 | Metric::R2)
+    }
+
+    /// The metrics that predictions of a task have, in the order of a report.
+    pub fn of_task(task: TaskKind) -> &'static [Metric] {
+        use Metric::*;
+        match task {
+            TaskKind::Binary => &[Auroc, Auprc, Brier, Ece, LogLoss, Accuracy, MacroF1],
+            TaskKind::Multilabel => &[Auroc, Auprc, Brier, Ece, LogLoss],
+            TaskKind::Multiclass => &[LogLoss, Accuracy, MacroF1],
+            TaskKind::Regression => &[Rmse, R2],
+        }
+    }
+
+    /// What decides on the best model when the recipe does not say.
+    pub fn default_of(task: TaskKind) -> Metric {
+        match task {
+            TaskKind::Binary | TaskKind::Multilabel => Metric::Auroc,
+            TaskKind::Multiclass => Metric::LogLoss,
+            TaskKind::Regression => Metric::Rmse,
+        }
+    }
+}
