@@ -13,14 +13,21 @@
 mod cohort;
 mod error;
 mod files;
+mod labels;
 mod metadata;
 mod patient;
 mod reader;
 mod table;
 mod values;
+mod writer;
 
 pub use cohort::{Chunk, Cohort, Shard};
 pub use error::RecordsError;
+pub use labels::{Label, LabelKind, LabelValue, Labels, SurvivalLabel, SurvivalLabels};
 pub use metadata::{CodeEntry, CodeTable, DatasetMetadata, Splits};
 pub use patient::{BIRTH_CODE, DEATH_CODE, Event, Patient, Split};
 pub use reader::ShardReader;
+pub use writer::{
+    ShardOptions, ShardWriter, write_codes, write_dataset, write_labels, write_shard, write_splits,
+    write_survival,
+};

@@ -206,7 +206,7 @@ impl Table {
         }
     }
 
-    fn column_names(&self) -> String {
+    pub(crate) fn column_names(&self) -> String {
         let names: Vec<String> = self
             .fields()
             .iter()
