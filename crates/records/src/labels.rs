@@ -220,7 +220,7 @@ fn keys(batch: &RecordBatch, path: &Path, first_row: u64) -> Result<Vec<(i64, i6
         .collect()
 }
 
-fn read_label_file(
+pub(crate) fn read_label_file(
     path: &Path,
     kind: &mut Option<LabelKind>,
     labels: &mut Vec<Label>,
@@ -306,7 +306,10 @@ fn read_label_file(
     Ok(())
 }
 
-fn read_survival_file(path: &Path, labels: &mut Vec<SurvivalLabel>) -> Result<(), RecordsError> {
+pub(crate) fn read_survival_file(
+    path: &Path,
+    labels: &mut Vec<SurvivalLabel>,
+) -> Result<(), RecordsError> {
     let table = Table::open(path)?;
     for column in &SURVIVAL_COLUMNS {
         table.check(column)?;

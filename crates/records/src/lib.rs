@@ -17,7 +17,10 @@ mod labels;
 mod metadata;
 mod patient;
 mod reader;
+mod rules;
 mod table;
+mod time;
+mod validate;
 mod values;
 mod writer;
 
@@ -27,6 +30,9 @@ pub use labels::{Label, LabelKind, LabelValue, Labels, SurvivalLabel, SurvivalLa
 pub use metadata::{CodeEntry, CodeTable, DatasetMetadata, Splits};
 pub use patient::{BIRTH_CODE, DEATH_CODE, Event, Patient, Split};
 pub use reader::ShardReader;
+pub use rules::{Finding, Rule, RuleReport, Severity, ValidationReport};
+pub use time::{MICROSECONDS_PER_DAY, MICROSECONDS_PER_SECOND, format_time_us};
+pub use validate::validate;
 pub use writer::{
     ShardOptions, ShardWriter, write_codes, write_dataset, write_labels, write_shard, write_splits,
     write_survival,
