@@ -1,5 +1,5 @@
 use super::*;
-use crate::cpu::testing::{difference, random, weigh};
+use crate::cpu::testing::{difference, frozen, random, weigh};
 
 /// Forward and gradient against the reference. 2e-6: a few roundings of f32.
 fn check(
@@ -32,12 +32,12 @@ fn swiglu_matches_its_reference() {
 #[test]
 fn swiglu_with_one_frozen_input() {
     check(
-        |x, y| swiglu(x, y.detach()),
-        |x, y| reference::swiglu(x, y.detach()),
+        |x, y| swiglu(x, frozen(y)),
+        |x, y| reference::swiglu(x, frozen(y)),
     );
     check(
-        |x, y| swiglu(x.detach(), y),
-        |x, y| reference::swiglu(x.detach(), y),
+        |x, y| swiglu(frozen(x), y),
+        |x, y| reference::swiglu(frozen(x), y),
     );
 }
 

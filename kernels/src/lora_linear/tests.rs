@@ -2,7 +2,7 @@ use burn::tensor::TensorData;
 use proptest::prelude::*;
 
 use super::*;
-use crate::cpu::testing::{device, difference, random, weigh};
+use crate::cpu::testing::{device, difference, frozen, random, weigh};
 
 struct Case {
     x: Tensor<3>,
@@ -80,7 +80,7 @@ fn a_frozen_weight_gets_no_gradient() {
     let Case {
         x, weight, lora, ..
     } = case([1, 4, 8, 8, 2], 0.0);
-    let weight = weight.detach();
+    let weight = frozen(weight);
     let output = lora_linear(x.clone(), weight.clone(), None, Some(&lora));
     let gradients = weigh(output).backward();
     assert!(weight.grad(&gradients).is_none());

@@ -1,7 +1,8 @@
 use super::*;
 use crate::cpu::testing::{difference, random, weigh};
 
-const SHAPES: [[usize; 3]; 4] = [[1, 1, 1], [2, 3, 16], [2, 7, 61], [4, 50, 384]];
+/// A width of one is left out: its gradient is a difference of equals.
+const SHAPES: [[usize; 3]; 3] = [[2, 3, 16], [2, 7, 61], [4, 50, 384]];
 
 #[test]
 fn rms_norm_matches_its_reference() {
@@ -21,8 +22,8 @@ fn rms_norm_matches_its_reference() {
 
 #[test]
 fn layer_norm_matches_its_reference() {
-    for shape in &SHAPES[1..] {
-        let x = (random(*shape, 1) * 2.0 + 0.3).require_grad();
+    for shape in SHAPES {
+        let x = (random(shape, 1) * 2.0 + 0.3).require_grad();
         let weight = random([shape[2]], 2).require_grad();
         let bias = random([shape[2]], 3).require_grad();
         let ours = layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-12);
