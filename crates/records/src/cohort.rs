@@ -4,6 +4,8 @@ use rayon::prelude::*;
 
 use crate::error::RecordsError;
 use crate::files::parquet_files;
+use crate::fingerprint::Fingerprint;
+use crate::inspect::tasks;
 use crate::metadata::{CodeTable, DatasetMetadata, Splits, null_value, value_at};
 use crate::patient::Patient;
 use crate::reader::ShardReader;
@@ -186,6 +188,29 @@ impl Cohort {
         &self.dataset
     }
 
+    /// Names of the tasks that have labels (`labels/<task>/`).
+    pub fn label_tasks(&self) -> Result<Vec<String>, RecordsError> {
+        task_names(&self.path.join("labels"))
+    }
+
+    /// Names of the tasks that have a survival sidecar (`survival/<task>/`).
+    pub fn survival_tasks(&self) -> Result<Vec<String>, RecordsError> {
+        task_names(&self.path.join("survival"))
+    }
+
+    /// Identifies the bytes of the data and the metadata, for the keys of caches. Quick: files
+    /// above 16 MiB are known by their size, time of change and last 64 KiB; smaller ones are
+    /// hashed whole.
+    pub fn fingerprint(&self) -> Result<Fingerprint, RecordsError> {
+        Fingerprint::quick(&self.path)
+    }
+
+    /// As [`Cohort::fingerprint`], with every file hashed whole: the same wherever the cohort
+    /// lies, for the record of a run.
+    pub fn content_fingerprint(&self) -> Result<Fingerprint, RecordsError> {
+        Fingerprint::content(&self.path)
+    }
+
     /// Streams the patients of one shard in the file's order. Row groups without a wanted subject
     /// are not read, other subjects' rows are skipped before decoding; memory is bounded by the
     /// batch and the largest patient.
@@ -311,6 +336,10 @@ impl Cohort {
             }
         }
     }
+}
+
+fn task_names(folder: &Path) -> Result<Vec<String>, RecordsError> {
+    Ok(tasks(folder)?.into_iter().map(|(name, _)| name).collect())
 }
 
 struct ShardIndex {

@@ -13,6 +13,8 @@
 mod cohort;
 mod error;
 mod files;
+mod fingerprint;
+mod inspect;
 mod labels;
 mod metadata;
 mod patient;
@@ -26,6 +28,12 @@ mod writer;
 
 pub use cohort::{Chunk, Cohort, Shard};
 pub use error::RecordsError;
+pub use fingerprint::{FileFingerprint, Fingerprint};
+pub use inspect::{
+    CodeCount, CodeSummary, ColumnSummary, Distribution, InspectOptions, Inspection, Missingness,
+    SiteSummary, SplitSummary, SurvivalSplitSummary, SurvivalSummary, TaskSplitSummary,
+    TaskSummary, inspect,
+};
 pub use labels::{Label, LabelKind, LabelValue, Labels, SurvivalLabel, SurvivalLabels};
 pub use metadata::{CodeEntry, CodeTable, DatasetMetadata, Splits};
 pub use patient::{BIRTH_CODE, DEATH_CODE, Event, Patient, Split};
