@@ -50,6 +50,9 @@ pub fn peak_host_memory(proc_root: &Path) -> Quantity {
     }
 }
 
+/// Why a run on the processors has no device memory of its own.
+pub(crate) const DEVICE_IS_HOST: &str = "the device is the host";
+
 /// Device memory: what the caller's backend says, and what NVML shows.
 pub(crate) struct DeviceMemory {
     nvml: Result<(Arc<dyn NvmlApi>, u32), String>,
@@ -103,7 +106,10 @@ impl DeviceMemory {
     pub(crate) fn report(&self, proc_root: &Path) -> MemoryReport {
         let device_peak_bytes = match &self.stated {
             Some((bytes, source)) => Quantity::measured(*bytes as f64, source),
-            None => Quantity::unavailable("the backend does not tell its peak"),
+            None => match &self.nvml {
+                Err(reason) if reason == DEVICE_IS_HOST => Quantity::unavailable(reason),
+                _ => Quantity::unavailable("the backend does not tell its peak"),
+            },
         };
         let (device_in_use_peak_bytes, device_total_bytes) = match &self.nvml {
             Err(reason) => (Quantity::unavailable(reason), Quantity::unavailable(reason)),
@@ -197,12 +203,12 @@ mod tests {
 
     #[test]
     fn without_a_gpu_there_is_a_reason() {
-        let memory = DeviceMemory::new(Err("the device is the host".to_owned()));
+        let memory = DeviceMemory::new(Err(DEVICE_IS_HOST.to_owned()));
         let report = memory.report(Path::new("/proc"));
         assert_eq!(
             report.device_total_bytes,
             Quantity::unavailable("the device is the host")
         );
-        assert!(report.device_peak_bytes.value().is_none());
+        assert_eq!(report.device_peak_bytes, report.device_total_bytes);
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::{Clock, SystemClock};
 use crate::energy::{Channel, EnergyMeter, Purpose};
 use crate::flops::{FlopModel, PeakFlops};
-use crate::memory::DeviceMemory;
+use crate::memory::{DEVICE_IS_HOST, DeviceMemory};
 use crate::nvml::{NvmlApi, SystemNvml};
 use crate::options::{EnergyOptions, MeteredDevice};
 use crate::report::{ActivityEnergy, EnergyReport, IdleBaseline, MeterReport, UtilisationReport};
@@ -97,7 +97,7 @@ impl Meter {
         let interval = options.sample_interval();
         let energy = EnergyMeter::new(channels, clock.clone(), Some(interval));
         let gpu = gpu.map_err(|error| match error {
-            None => "the device is the host".to_owned(),
+            None => DEVICE_IS_HOST.to_owned(),
             Some(error) => describe(&error),
         });
         Ok(Meter::assemble(
@@ -356,17 +356,28 @@ impl Meter {
             "({base}·N + 6·P + {attention}·S·d·L) a token over real segments, N = {}, P = {}, d = {}, L = {}",
             model.base_parameters, model.adapter_parameters, model.attention_width, model.layers
         );
+        let inputs = [
+            ("base_parameters", model.base_parameters as f64),
+            ("adapter_parameters", model.adapter_parameters as f64),
+            ("attention_width", model.attention_width as f64),
+            ("layers", model.layers as f64),
+        ];
         let utilisation = |flops: f64| match &self.peak {
             None => {
                 Quantity::unavailable("the device's peak FLOP/s is neither stated nor measured")
             }
-            Some(peak) => Quantity::measured(
+            Some(peak) => Quantity::modelled(
                 flops / training_s / peak.flops_per_s(),
                 format!("{how}; {}", peak.describe()),
+                inputs.into_iter().chain([
+                    ("flops", flops),
+                    ("elapsed_s", training_s),
+                    ("peak_flops_per_s", peak.flops_per_s()),
+                ]),
             ),
         };
         UtilisationReport {
-            model_flops: Quantity::measured(self.training_flops, &how),
+            model_flops: Quantity::modelled(self.training_flops, &how, inputs),
             mfu: utilisation(self.training_flops),
             hfu: utilisation(self.training_flops + self.recomputed_flops),
         }
@@ -375,7 +386,7 @@ impl Meter {
     fn energy_report(&self) -> EnergyReport {
         let (readings, idle_window_s) = self.energy.components();
         let grid = match self.options.grid_intensity_g_per_kwh {
-            Some(intensity) => Quantity::measured(intensity, "stated in the recipe"),
+            Some(intensity) => Quantity::modelled(intensity, "stated in the recipe", []),
             None => Quantity::unavailable("no grid intensity was given"),
         };
         let activity = |purpose: Purpose| {

@@ -89,6 +89,14 @@ impl ActivityEnergy {
         elapsed_s: f64,
         grid_intensity: &Quantity,
     ) -> ActivityEnergy {
+        let windows = readings
+            .iter()
+            .map(|reading| reading.windows[purpose.index()])
+            .max()
+            .unwrap_or(0);
+        if windows == 0 {
+            return ActivityEnergy::nothing(purpose);
+        }
         let components: Vec<ComponentEnergy> = readings
             .iter()
             .map(|reading| {
@@ -111,27 +119,47 @@ impl ActivityEnergy {
         };
         let gross_j = total(|component| &component.gross_j);
         let net_j = total(|component| &component.net_j);
-        let mean_w = if elapsed_s > 0.0 {
-            gross_j.map(&format!("over {elapsed_s:.3} s"), |joules| {
-                joules / elapsed_s
-            })
-        } else {
-            Quantity::unavailable(format!("no {} was measured", purpose.name()))
+        // The reason for a missing total is given once; what follows from it refers to it.
+        let follows = |quantity: Quantity, of: &Quantity, name: &str| match of.value() {
+            Some(_) => quantity,
+            None => Quantity::unavailable(format!("{name} is unavailable")),
         };
+        let per = |energy_j: &Quantity, name: &str, count: u64, unit: &str| {
+            follows(energy_j.per(count, unit), energy_j, name)
+        };
+        let mean_w = gross_j.map(&format!("over {elapsed_s:.3} s"), |joules| {
+            joules / elapsed_s
+        });
         ActivityEnergy {
             elapsed_s,
-            windows: readings
-                .first()
-                .map_or(0, |reading| reading.windows[purpose.index()]),
-            gross_j_per_token: gross_j.per(counts.tokens, "tokens"),
-            net_j_per_token: net_j.per(counts.tokens, "tokens"),
-            gross_j_per_sequence: gross_j.per(counts.sequences, "sequences"),
-            net_j_per_sequence: net_j.per(counts.sequences, "sequences"),
-            emissions_g_co2e: emissions(&gross_j, grid_intensity),
+            windows,
+            mean_w: follows(mean_w, &gross_j, "gross_j"),
+            gross_j_per_token: per(&gross_j, "gross_j", counts.tokens, "tokens"),
+            net_j_per_token: per(&net_j, "net_j", counts.tokens, "tokens"),
+            gross_j_per_sequence: per(&gross_j, "gross_j", counts.sequences, "sequences"),
+            net_j_per_sequence: per(&net_j, "net_j", counts.sequences, "sequences"),
+            emissions_g_co2e: follows(emissions(&gross_j, grid_intensity), &gross_j, "gross_j"),
             components,
             gross_j,
             net_j,
-            mean_w,
+        }
+    }
+
+    /// The energy of a purpose that no window was opened for.
+    fn nothing(purpose: Purpose) -> ActivityEnergy {
+        let none = || Quantity::unavailable(format!("no {} was measured", purpose.name()));
+        ActivityEnergy {
+            elapsed_s: 0.0,
+            windows: 0,
+            components: Vec::new(),
+            gross_j: none(),
+            net_j: none(),
+            mean_w: none(),
+            gross_j_per_token: none(),
+            net_j_per_token: none(),
+            gross_j_per_sequence: none(),
+            net_j_per_sequence: none(),
+            emissions_g_co2e: none(),
         }
     }
 }
@@ -248,15 +276,32 @@ mod tests {
         );
         assert_eq!(energy.components[0].net_j.value(), Some(200.0));
         assert!(energy.components[0].net_j.is_modelled());
+        assert_eq!(energy.gross_j, Quantity::unavailable("device: no driver"));
+        assert_eq!(energy.net_j, Quantity::unavailable("device: no driver"));
         for quantity in [
-            &energy.gross_j,
-            &energy.net_j,
             &energy.mean_w,
             &energy.gross_j_per_token,
+            &energy.gross_j_per_sequence,
             &energy.emissions_g_co2e,
         ] {
-            assert_eq!(*quantity, Quantity::unavailable("device: no driver"));
+            assert_eq!(*quantity, Quantity::unavailable("gross_j is unavailable"));
         }
+    }
+
+    #[test]
+    fn what_had_no_window_has_no_components_and_no_zero() {
+        let host = reading(
+            Component::Host,
+            Quantity::measured(200.0, "RAPL"),
+            Quantity::measured(20.0, "RAPL"),
+        );
+        let grid = Quantity::measured(90.0, "recipe");
+        let counts = Counts::default();
+        let energy = ActivityEnergy::new(Purpose::Evaluation, &[host], counts, 0.0, &grid);
+        let none = Quantity::unavailable("no evaluation was measured");
+        assert_eq!((energy.windows, energy.components.len()), (0, 0));
+        assert_eq!(energy.gross_j, none);
+        assert_eq!(energy.emissions_g_co2e, none);
     }
 
     #[test]

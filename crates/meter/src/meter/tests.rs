@@ -90,6 +90,10 @@ fn a_run_is_accounted_for_to_the_second_the_token_and_the_joule() {
     assert_eq!(report.utilisation.mfu.value(), Some(flops / 17.0 / 1e7));
     assert!(report.utilisation.hfu.value() > report.utilisation.mfu.value());
     assert!(report.utilisation.mfu.source().contains("stated peak"));
+    assert!(
+        report.utilisation.mfu.is_modelled(),
+        "a formula is no counter"
+    );
 
     let energy = &report.energy;
     assert_eq!(energy.idle.watts.value(), Some(50.0));
