@@ -9,9 +9,11 @@ FILE is safetensors, everything f32 but the ids:
   attention_mask       [batch, seq] int64, only where there is padding (--mask, --text)
   logits               [batch, seq, vocab] (causal) or [batch, labels] (sequence)
   last_hidden_state    [batch, seq, hidden] (encoder)
-  loss                 [1], causal and without padding: the mean next-token cross-entropy of
-                       input_ids against themselves, shifted
-  grad.<tensor name>   gradient of that loss, under the tensor's name in the checkpoint
+  loss                 [1], causal: the mean next-token cross-entropy of input_ids against
+                       themselves, shifted, as Transformers gives it for labels=input_ids
+                       (it counts padding as well)
+  grad.<tensor name>   gradient of that loss, under the tensor's name in the checkpoint or the
+                       adapter
 
 The model runs in evaluation mode, in f32 whatever the checkpoint's type, with eager attention
 and deterministic algorithms. With --adapter, a PEFT adapter is applied first, the modules it
@@ -58,11 +60,9 @@ def main() -> None:
     reference = {"input_ids": input_ids}
     if mask is not None:
         reference["attention_mask"] = mask
-    wanted = wanted_gradients(model, arguments.model, arguments.gradients)
-    if wanted and (kind != "causal" or mask is not None):
-        raise ExportError(
-            "--gradients are those of the next-token loss: they need a causal model and no padding"
-        )
+    if arguments.gradients and kind != "causal":
+        raise ExportError("--gradients are those of the next-token loss: they need a causal model")
+    wanted = wanted_gradients(model, arguments.model, arguments.adapter, arguments.gradients)
     reference.update(outputs(model, kind, input_ids, mask, wanted))
     write(arguments.out, reference, arguments.model, kind)
     for name, tensor in reference.items():
@@ -218,7 +218,7 @@ def inputs(arguments: argparse.Namespace, config) -> tuple[torch.Tensor, torch.T
 def outputs(model, kind, input_ids, mask, wanted: dict[str, torch.nn.Parameter]) -> dict:
     for parameter in wanted.values():
         parameter.requires_grad_(True)
-    loss_here = kind == "causal" and mask is None
+    loss_here = kind == "causal"
     with torch.set_grad_enabled(bool(wanted)):
         result = model(
             input_ids=input_ids,
@@ -241,52 +241,57 @@ def outputs(model, kind, input_ids, mask, wanted: dict[str, torch.nn.Parameter])
     return found
 
 
-def wanted_gradients(model, folder: Path, names: list[str]) -> dict[str, torch.nn.Parameter]:
-    """The parameters behind checkpoint tensor names, in the checkpoint's order."""
+def wanted_gradients(
+    model, folder: Path, adapter: Path | None, names: list[str]
+) -> dict[str, torch.nn.Parameter]:
+    """The parameters behind names in the checkpoint or the adapter, in the files' order."""
     if not names:
         return {}
-    in_file = checkpoint_shapes(folder)
+    in_file = stored_names(folder, adapter)
     parameters = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        if (plain := checkpoint_name(name, model, in_file)) is not None:
+        if (plain := stored_name(name, model, in_file)) is not None:
             parameters[plain] = parameter
     if "all-small" in names:
         small = [name for name, parameter in parameters.items() if parameter.numel() <= SMALL_ELEMENTS]
         names = [*names, *small]
     unknown = sorted(set(names) - set(parameters) - {"all-small"})
     if unknown:
-        raise ExportError(f"no parameter of the model comes from {', '.join(unknown)} in {folder}")
+        raise ExportError(f"no parameter of the model comes from a tensor called {', '.join(unknown)}")
     return {name: parameters[name] for name in in_file if name in names}
 
 
-def checkpoint_name(name: str, model, in_file: dict[str, list[int]]) -> str | None:
-    """The tensor of the checkpoint that a parameter of the (possibly PEFT) model was read from."""
-    if ".lora_" in name or ".original_module." in name:
+def stored_name(name: str, model, in_file: list[str]) -> str | None:
+    """The tensor of a file that a parameter of the (possibly PEFT) model was read from."""
+    if ".original_module." in name:
         return None
-    name = name.removeprefix("base_model.model.") if hasattr(model, "peft_config") else name
-    name = name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = name.replace(".default.", ".").replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    base = model
+    candidates = []
+    if hasattr(model, "peft_config"):
+        base = model.get_base_model()
+        candidates.append(name)
+        name = name.removeprefix("base_model.model.")
     prefix = f"{base.base_model_prefix}."
-    for candidate in (name, name.removeprefix(prefix), prefix + name):
-        if candidate in in_file:
-            return candidate
-    return None
+    candidates += [name, name.removeprefix(prefix), prefix + name]
+    return next((candidate for candidate in candidates if candidate in in_file), None)
 
 
-def checkpoint_shapes(folder: Path) -> dict[str, list[int]]:
-    files = sorted(folder.glob("*.safetensors"))
+def stored_names(folder: Path, adapter: Path | None) -> list[str]:
+    """Names of the tensors in the checkpoint, single or sharded, and in the adapter."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-        files = [folder / name for name in sorted(names)]
-    elif (folder / "model.safetensors").exists():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        files = [folder / name for name in sorted(shards)]
+    else:
         files = [folder / "model.safetensors"]
-    shapes = {}
+    if adapter is not None:
+        files.append(adapter / "adapter_model.safetensors")
+    names = []
     for path in files:
         with safe_open(path, "pt") as file:
-            for name in file.keys():
-                shapes[name] = file.get_slice(name).get_shape()
-    return shapes
+            names += file.keys()
+    return names
 
 
 def write(path: Path, tensors: dict, folder: Path, kind: str) -> None:

@@ -145,13 +145,14 @@ def record(draw: random.Random, high_creatinine: bool, events: int) -> str:
     return " ".join(parts)
 
 
-def optimizer_for(model: torch.nn.Module, settings: Settings) -> torch.optim.AdamW:
+def optimizer_for(model: torch.nn.Module, settings: Settings, **options) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         trainable(model),
         lr=settings.learning_rate,
         betas=(settings.beta_1, settings.beta_2),
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
+        **options,
     )
 
 
@@ -211,12 +212,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
+    parser.add_argument(
+        "--prepare-only", action="store_true", help="write initial/ and batch.safetensors, run nothing"
+    )
     parser.add_argument("--schedule", choices=["constant", "linear"], default=Settings.schedule)
     options = parser.parse_args()
     settings = Settings(
         steps=options.steps, learning_rate=options.learning_rate, schedule=options.schedule
     )
     prepare(options.model, options.task, options.out, options, options.full)
+    if options.prepare_only:
+        return
     measured = run(options.model, options.task, options.out, settings)
     import peft
     import transformers
