@@ -1,1 +1,47 @@
-#![forbid(unsafe_code)]
+//! Pretrained transformers, low-rank adapters on them, heads and losses.
+//!
+//! A [`Checkpoint`] is opened and checked against its architecture before any weight is read, then
+//! becomes a [`Model`] on a device: a frozen backbone of one of two families, decoders (Llama,
+//! SmolLM2, Mistral, Qwen2, Qwen3) and encoders (BERT, MiniLM, RoBERTa), a LoRA adapter that works
+//! on activations, and a head. Adapters are read and written as PEFT does. [`parity`] compares a
+//! model with stored results of Transformers.
+//!
+//! This crate knows no patients and no files but checkpoints, adapters and references. Hot
+//! operations are `calor-kernels`'.
+
+#![deny(unsafe_code)]
+
+mod adapter;
+mod adapter_config;
+mod architecture;
+mod attention;
+mod builder;
+mod checkpoint;
+mod config;
+mod decoder;
+mod encoder;
+mod error;
+mod head;
+mod linear;
+mod lora;
+pub mod loss;
+mod mapped;
+mod matching;
+mod mlp;
+mod model;
+mod norm;
+mod parameter;
+pub mod parity;
+mod random;
+mod rope;
+mod weights;
+
+pub use adapter_config::AdapterConfig;
+pub use checkpoint::Checkpoint;
+pub use config::{Family, ModelConfig, ModelType};
+pub use error::ModelError;
+pub use head::{HeadOptions, Pooling, Problem};
+pub use lora::{LoraOptions, Targets};
+pub use matching::{Patterned, Patterns};
+pub use model::{Mode, Model, ModelInput, ModelOptions, ModelSize, SampleSpan, shifted_targets};
+pub use parameter::{ParameterGroup, ParameterVisitor};

@@ -1,0 +1,158 @@
+//! The encoder family: BERT, MiniLM, RoBERTa.
+
+use burn::tensor::Tensor;
+use calor_kernels::AttentionOptions;
+
+use crate::architecture;
+use crate::attention::Attention;
+use crate::builder::Builder;
+use crate::config::{EncoderConfig, ModelConfig};
+use crate::error::ModelError;
+use crate::linear::Linear;
+use crate::mlp::Mlp;
+use crate::model::{Mode, Run};
+use crate::norm::LayerNorm;
+use crate::parameter::{Parameter, Visit};
+
+#[derive(Debug, Clone)]
+pub(crate) struct Encoder {
+    /// `[vocab, hidden]`
+    pub words: Parameter<2>,
+    /// `[positions, hidden]`
+    positions: Parameter<2>,
+    /// `[types, hidden]`; every token is of type 0, a patient being one sequence.
+    types: Parameter<2>,
+    norm: LayerNorm,
+    layers: Vec<Layer>,
+    /// Only where something reads it: BERT's classifier, or an adapter made for `AutoModel`.
+    pooler: Option<Linear>,
+    position_offset: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Layer {
+    attention: Attention,
+    attention_norm: LayerNorm,
+    mlp: Mlp,
+    output_norm: LayerNorm,
+}
+
+impl Encoder {
+    pub fn build(
+        builder: &Builder,
+        config: &ModelConfig,
+        encoder: &EncoderConfig,
+        with_pooler: bool,
+    ) -> Result<Encoder, ModelError> {
+        let embedding = |name: &str| builder.embedding(&format!("embeddings.{name}"));
+        Ok(Encoder {
+            words: embedding("word_embeddings")?,
+            positions: embedding("position_embeddings")?,
+            types: embedding("token_type_embeddings")?,
+            norm: builder.layer_norm("embeddings.LayerNorm", config.norm_epsilon)?,
+            layers: (0..config.layers)
+                .map(|layer| Layer::build(builder, config, encoder, layer))
+                .collect::<Result<_, _>>()?,
+            pooler: match with_pooler {
+                true => Some(builder.linear_or_new(&architecture::pooler(config))?),
+                false => None,
+            },
+            position_offset: encoder.position_offset,
+        })
+    }
+
+    /// Hidden states of the last layer: `[batch, seq, hidden]`, or `[1, samples, hidden]` of the
+    /// selected tokens.
+    pub fn forward(&self, run: &Run) -> Tensor<3> {
+        let words = run.embed(&self.words);
+        let [batch, seq, hidden] = words.dims();
+        let positions = run
+            .input
+            .positions
+            .clone()
+            .add_scalar(self.position_offset as i32)
+            .reshape([batch * seq]);
+        let positions = self.positions.matching(words.dtype()).select(0, positions);
+        let first_type = self
+            .types
+            .matching(words.dtype())
+            .narrow(0, 0, 1)
+            .reshape([1, 1, hidden]);
+        let sum = words + first_type + positions.reshape([batch, seq, hidden]);
+        let mut states = self.norm.forward(sum);
+        let last = self.layers.len().saturating_sub(1);
+        for (index, layer) in self.layers.iter().enumerate() {
+            states = layer.forward(states, &run.layer(index == last));
+        }
+        states
+    }
+
+    /// `tanh(W h + b)` of selected tokens, where the model has a pooler.
+    pub fn pool(&self, tokens: Tensor<3>, mode: Mode) -> Tensor<3> {
+        match &self.pooler {
+            Some(pooler) => pooler.forward(tokens, mode).tanh(),
+            None => tokens,
+        }
+    }
+
+    pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
+        visitor.visit(&mut self.words);
+        visitor.visit(&mut self.positions);
+        visitor.visit(&mut self.types);
+        self.norm.visit(visitor);
+        for layer in &mut self.layers {
+            layer.attention.visit(visitor);
+            layer.attention_norm.visit(visitor);
+            layer.mlp.visit(visitor);
+            layer.output_norm.visit(visitor);
+        }
+        if let Some(pooler) = &mut self.pooler {
+            pooler.visit(visitor);
+        }
+    }
+}
+
+impl Layer {
+    fn build(
+        builder: &Builder,
+        config: &ModelConfig,
+        encoder: &EncoderConfig,
+        layer: usize,
+    ) -> Result<Layer, ModelError> {
+        let at = |name: &str| format!("encoder.layer.{layer}.{name}");
+        let head_dim = config.hidden / config.heads;
+        let linear = |name: &str| builder.linear(&at(name), true);
+        let norm = |name: &str| builder.layer_norm(&at(name), config.norm_epsilon);
+        Ok(Layer {
+            attention: Attention {
+                query: linear("attention.self.query")?,
+                key: linear("attention.self.key")?,
+                value: linear("attention.self.value")?,
+                output: linear("attention.output.dense")?,
+                query_key_norm: None,
+                heads: config.heads,
+                kv_heads: config.heads,
+                head_dim,
+                options: AttentionOptions {
+                    causal: false,
+                    window: None,
+                    scale: (head_dim as f32).powf(-0.5),
+                },
+            },
+            attention_norm: norm("attention.output.LayerNorm")?,
+            mlp: Mlp {
+                intermediate: linear("intermediate.dense")?,
+                output: linear("output.dense")?,
+                activation: encoder.activation,
+            },
+            output_norm: norm("output.LayerNorm")?,
+        })
+    }
+
+    fn forward(&self, input: Tensor<3>, run: &Run) -> Tensor<3> {
+        let attended = self.attention.forward(input.clone(), None, run);
+        let hidden = self.attention_norm.forward(run.select(input) + attended);
+        let wide = self.mlp.forward(hidden.clone(), run.mode);
+        self.output_norm.forward(hidden + wide)
+    }
+}

@@ -1,0 +1,221 @@
+//! What stands on the backbone: the output layer of a language model, or a classifier.
+
+use burn::tensor::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::architecture::{self, ModuleSpec, TaskClass};
+use crate::builder::Builder;
+use crate::config::{Family, ModelConfig, ModelType};
+use crate::error::ModelError;
+use crate::linear::Linear;
+use crate::model::Mode;
+use crate::parameter::{ParameterKind, Visit};
+
+/// What the model predicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum HeadOptions {
+    /// Nothing: hidden states only.
+    #[default]
+    None,
+    /// The next token; decoders only.
+    CausalLm,
+    /// `labels` numbers a sample.
+    Classifier {
+        /// Logits a sample: 1 for [`Problem::Binary`], the number of classes, of labels or of
+        /// targets for the others.
+        labels: usize,
+        /// Which hidden state of the sample is read.
+        pooling: Pooling,
+        /// What the logits mean.
+        problem: Problem,
+    },
+}
+
+/// Which hidden state stands for a sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// That of the last token: what decoders use, as Transformers' sequence classifiers do.
+    Last,
+    /// That of the first token, through what the Transformers class puts behind it: BERT's pooler,
+    /// RoBERTa's dense layer.
+    Cls,
+    /// The mean over the sample's tokens (encoders); no Transformers class does this, so the head
+    /// is saved in `calor.safetensors`.
+    Mean,
+}
+
+impl Pooling {
+    /// What Transformers' sequence classifier of the family does.
+    pub fn default_for(family: Family) -> Pooling {
+        match family {
+            Family::Decoder => Pooling::Last,
+            Family::Encoder => Pooling::Cls,
+        }
+    }
+}
+
+/// What a classifier's logits mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Problem {
+    /// One logit; its sigmoid is the probability of the positive class. The adapter loads in
+    /// Transformers with `num_labels=1`.
+    Binary,
+    /// One logit a class; their softmax are the probabilities.
+    Multiclass,
+    /// One logit a label; each label's probability is its sigmoid.
+    Multilabel,
+    /// One number a target, as it is.
+    Regression,
+}
+
+impl HeadOptions {
+    /// Checks that the head fits the model; which Transformers class its adapter is saved for.
+    pub(crate) fn class(&self, config: &ModelConfig) -> Result<TaskClass, ModelError> {
+        let family = config.family();
+        match *self {
+            HeadOptions::None => Ok(TaskClass::Backbone),
+            HeadOptions::CausalLm if family == Family::Decoder => Ok(TaskClass::CausalLm),
+            HeadOptions::CausalLm => Err(ModelError::options(format!(
+                "{}: an encoder does not predict the next token; use a decoder checkpoint",
+                config.path.display()
+            ))),
+            HeadOptions::Classifier {
+                labels,
+                pooling,
+                problem,
+            } => {
+                match (problem, labels) {
+                    (_, 0) => return Err(ModelError::options("a classifier needs a label")),
+                    (Problem::Binary, 2..) => {
+                        return Err(ModelError::options(format!(
+                            "a binary head has one logit, {labels} are asked for; use multiclass \
+                             for two logits"
+                        )));
+                    }
+                    (Problem::Multiclass, 1) => {
+                        return Err(ModelError::options(
+                            "a multiclass head needs at least two classes; use binary for one logit",
+                        ));
+                    }
+                    _ => {}
+                }
+                match (family, pooling) {
+                    (Family::Decoder, Pooling::Last) => Ok(TaskClass::SequenceClassifier),
+                    (Family::Encoder, Pooling::Cls) => Ok(TaskClass::SequenceClassifier),
+                    (Family::Encoder, Pooling::Mean) => Ok(TaskClass::Backbone),
+                    (Family::Decoder, _) => Err(ModelError::options(
+                        "a decoder's classifier reads the last token: pooling has to be `last`",
+                    )),
+                    (Family::Encoder, Pooling::Last) => Err(ModelError::options(
+                        "an encoder's classifier reads the first token or the mean: pooling has to \
+                         be `cls` or `mean`",
+                    )),
+                }
+            }
+        }
+    }
+
+    pub(crate) fn labels(&self) -> usize {
+        match self {
+            HeadOptions::Classifier { labels, .. } => *labels,
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn pooling(&self) -> Option<Pooling> {
+        match self {
+            HeadOptions::Classifier { pooling, .. } => Some(*pooling),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Head {
+    None,
+    CausalLm {
+        linear: Linear,
+        /// The weight is the token embedding.
+        tied: bool,
+    },
+    Classifier(Classifier),
+}
+
+/// One linear layer, or RoBERTa's dense layer, tanh and projection.
+#[derive(Debug, Clone)]
+pub(crate) struct Classifier {
+    dense: Option<Linear>,
+    output: Linear,
+}
+
+impl Classifier {
+    pub fn build(
+        builder: &Builder,
+        config: &ModelConfig,
+        labels: usize,
+        pooling: Pooling,
+    ) -> Result<Classifier, ModelError> {
+        if pooling == Pooling::Mean {
+            let spec = ModuleSpec {
+                path: "classifier".to_owned(),
+                ..architecture::classifier(config, labels)
+                    .pop()
+                    .expect("a classifier has an output layer")
+            };
+            return Ok(Classifier {
+                dense: None,
+                output: builder.head(&spec, ParameterKind::Own)?,
+            });
+        }
+        let mut modules = architecture::classifier(config, labels)
+            .iter()
+            .map(|spec| builder.head(spec, ParameterKind::Saved))
+            .collect::<Result<Vec<_>, _>>()?;
+        let output = modules.pop().expect("a classifier has an output layer");
+        Ok(Classifier {
+            dense: modules.pop(),
+            output,
+        })
+    }
+
+    /// Pooled states `[1, samples, hidden]` → logits `[samples, labels]`, in f32.
+    pub fn forward(&self, pooled: Tensor<3>, mode: Mode) -> Tensor<2> {
+        let mut pooled = pooled.cast(DType::F32);
+        if let Some(dense) = &self.dense {
+            pooled = dense.forward(pooled, mode).tanh();
+        }
+        let logits = self.output.forward(pooled, mode);
+        let [_, samples, labels] = logits.dims();
+        logits.reshape([samples, labels])
+    }
+
+    pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
+        if let Some(dense) = &mut self.dense {
+            dense.visit(visitor);
+        }
+        self.output.visit(visitor);
+    }
+}
+
+/// Names that PEFT always adds to `modules_to_save` of a sequence classifier.
+pub(crate) const CLASSIFIER_NAMES: [&str; 2] = ["classifier", "score"];
+
+/// Modules trained in full whatever the adapter's options say: the class's head, and BERT's pooler
+/// where the checkpoint has none, since a new one that nobody trains or saves would be noise.
+pub(crate) fn always_saved(
+    class: TaskClass,
+    model_type: ModelType,
+    has_pooler: bool,
+) -> Vec<String> {
+    let mut names = Vec::new();
+    if class == TaskClass::SequenceClassifier {
+        names.extend(CLASSIFIER_NAMES.map(str::to_owned));
+        if model_type == ModelType::Bert && !has_pooler {
+            names.push("pooler".to_owned());
+        }
+    }
+    names
+}

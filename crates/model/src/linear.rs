@@ -1,0 +1,76 @@
+//! A linear layer with an optional low-rank pair.
+
+use burn::tensor::Tensor;
+use calor_kernels::{Lora, lora_linear};
+
+use crate::model::Mode;
+use crate::parameter::{Parameter, Visit};
+use crate::random;
+
+/// `y = x Wᵀ + b`, plus the pair's `scaling · (x Aᵀ) Bᵀ`.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    /// `[out, in]`
+    pub weight: Parameter<2>,
+    /// `[out]`
+    pub bias: Option<Parameter<1>>,
+    pub lora: Option<LowRank>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct LowRank {
+    /// `[rank, in]`
+    pub a: Parameter<2>,
+    /// `[out, rank]`
+    pub b: Parameter<2>,
+    pub scaling: f32,
+    pub dropout: f32,
+    pub index: u64,
+}
+
+impl Linear {
+    /// input `[batch, seq, in]`, returns `[batch, seq, out]`
+    pub fn forward(&self, input: Tensor<3>, mode: Mode) -> Tensor<3> {
+        self.forward_with(input, &self.weight, mode)
+    }
+
+    /// As [`Linear::forward`] with another weight: the token embedding, for tied output layers.
+    pub fn forward_with(&self, input: Tensor<3>, weight: &Parameter<2>, mode: Mode) -> Tensor<3> {
+        let dtype = input.dtype();
+        let lora = self.lora.as_ref().map(|pair| Lora {
+            a: pair.a.matching(dtype),
+            b: pair.b.matching(dtype),
+            scaling: pair.scaling,
+            dropout: match mode {
+                Mode::Train { .. } => pair.dropout,
+                Mode::Infer => 0.0,
+            },
+            dropout_seed: match mode {
+                Mode::Train { dropout_seed } => random::mix(dropout_seed, pair.index),
+                Mode::Infer => 0,
+            },
+        });
+        lora_linear(
+            input,
+            weight.matching(dtype),
+            self.bias.as_ref().map(|bias| bias.matching(dtype)),
+            lora.as_ref(),
+        )
+    }
+
+    pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
+        visitor.visit(&mut self.weight);
+        self.visit_rest(visitor);
+    }
+
+    /// All but the weight.
+    pub fn visit_rest<V: Visit>(&mut self, visitor: &mut V) {
+        if let Some(bias) = &mut self.bias {
+            visitor.visit(bias);
+        }
+        if let Some(pair) = &mut self.lora {
+            visitor.visit(&mut pair.a);
+            visitor.visit(&mut pair.b);
+        }
+    }
+}

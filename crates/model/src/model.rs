@@ -1,0 +1,571 @@
+//! The model: a backbone, an adapter on it, a head.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
+use serde::Serialize;
+
+use crate::architecture::{ModuleSpec, TaskClass};
+use crate::attention::Masking;
+use crate::builder::Builder;
+use crate::checkpoint::Checkpoint;
+use crate::config::{Family, Kind, ModelConfig};
+use crate::decoder::Decoder;
+use crate::encoder::Encoder;
+use crate::error::ModelError;
+use crate::head::{self, Classifier, Head, HeadOptions, Pooling};
+use crate::lora::{LoraOptions, Plan};
+use crate::parameter::{
+    Parameter, ParameterGroup, ParameterKind, ParameterVisitor, Visit, peft_key,
+};
+use crate::weights::integer_tensor;
+
+/// How a checkpoint becomes a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelOptions {
+    /// The low-rank adapter; without one only the head is trained.
+    pub lora: Option<LoraOptions>,
+    /// What the model predicts.
+    pub head: HeadOptions,
+    /// Fixes the new weights: adapter and head.
+    pub seed: u64,
+    /// The frozen weights' type, and that of the activations. What is trained is always f32.
+    pub dtype: FloatDType,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        ModelOptions {
+            lora: None,
+            head: HeadOptions::None,
+            seed: 0,
+            dtype: FloatDType::F32,
+        }
+    }
+}
+
+/// One micro-batch on the device.
+#[derive(Debug, Clone)]
+pub struct ModelInput {
+    /// Token numbers, `[batch, seq]`.
+    pub input_ids: Tensor<2, Int>,
+    /// A token's place in its segment, from 0, `[batch, seq]`.
+    pub positions: Tensor<2, Int>,
+    /// Which segment of its row a token belongs to, from 1; 0 is padding. `[batch, seq]`.
+    pub segments: Tensor<2, Int>,
+    /// Where each sample lies; at least one token each.
+    pub samples: Vec<SampleSpan>,
+}
+
+/// Where a sample lies in a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleSpan {
+    /// Row of the batch.
+    pub row: usize,
+    /// First token.
+    pub start: usize,
+    /// Number of tokens.
+    pub length: usize,
+}
+
+/// Whether dropout is active. The frozen backbone always runs as in evaluation: the only dropout is
+/// that of the adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Training; the seed fixes every dropout mask of this forward pass.
+    Train {
+        /// Different for each micro-step.
+        dropout_seed: u64,
+    },
+    /// Evaluation and prediction.
+    Infer,
+}
+
+/// A pretrained transformer with an adapter and a head. Cloning shares the tensors.
+#[derive(Debug, Clone)]
+pub struct Model {
+    pub(crate) config: Arc<ModelConfig>,
+    pub(crate) options: ModelOptions,
+    pub(crate) class: TaskClass,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) modules_to_save: Vec<String>,
+    backbone: Backbone,
+    head: Head,
+    device: Device,
+}
+
+#[derive(Debug, Clone)]
+enum Backbone {
+    Decoder(Decoder),
+    Encoder(Encoder),
+}
+
+/// Numbers of parameters, for the arithmetic of FLOPs and memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ModelSize {
+    /// Weights of the backbone that every token is multiplied with: all but the embeddings, and
+    /// the output layer of a language model although it may be the embedding.
+    pub base_parameters: u64,
+    /// Token, position and type embeddings.
+    pub embedding_parameters: u64,
+    /// `lora_A` and `lora_B`.
+    pub adapter_parameters: u64,
+    /// Trained in full: the head and `modules_to_save`.
+    pub head_parameters: u64,
+    /// Width of the hidden states.
+    pub hidden: u64,
+    /// Width of the attention heads together.
+    pub attention_width: u64,
+    /// Number of layers.
+    pub layers: u64,
+    /// Whether a token sees only what comes before it.
+    pub causal: bool,
+}
+
+impl Model {
+    /// Reads the checkpoint's weights onto `device` and adds the adapter and the head.
+    ///
+    /// What is trained becomes a leaf of the autodiff graph; the rest stays outside it, whether or
+    /// not `device` has autodiff switched on.
+    ///
+    /// # Errors
+    /// Options that do not fit the model, an adapter that matches nothing, an unreadable file.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        options: &ModelOptions,
+        device: &Device,
+    ) -> Result<Model, ModelError> {
+        let config = checkpoint.config();
+        let class = options.head.class(config)?;
+        let modules = class.modules(config, options.head.labels());
+        let has_pooler = checkpoint.has("pooler.dense.weight");
+        let mut modules_to_save = match &options.lora {
+            Some(lora) => lora.modules_to_save.clone(),
+            None => Vec::new(),
+        };
+        for name in head::always_saved(class, config.model_type, has_pooler) {
+            if !modules_to_save.contains(&name) {
+                modules_to_save.push(name);
+            }
+        }
+        let plan = match &options.lora {
+            Some(lora) => LoraOptions {
+                modules_to_save: modules_to_save.clone(),
+                ..lora.clone()
+            }
+            .plan(class, &reachable(&modules, options))?,
+            None => Plan::new(),
+        };
+        Model::build(checkpoint, options, class, plan, modules_to_save, device)
+    }
+
+    pub(crate) fn build(
+        checkpoint: &Checkpoint,
+        options: &ModelOptions,
+        class: TaskClass,
+        plan: Plan,
+        modules_to_save: Vec<String>,
+        device: &Device,
+    ) -> Result<Model, ModelError> {
+        let config = checkpoint.config();
+        let device = device.clone().inner();
+        let builder = Builder {
+            checkpoint,
+            class,
+            plan,
+            modules_to_save,
+            dtype: DType::from(options.dtype),
+            seed: options.seed,
+            device: &device,
+        };
+        let backbone = match &config.kind {
+            Kind::Decoder(decoder) => Backbone::Decoder(Decoder::build(&builder, config, decoder)?),
+            Kind::Encoder(encoder) => {
+                let path = format!("{}pooler.dense", class.prefix(config.model_type));
+                let with_pooler = builder.plan.contains_key(&path)
+                    || crate::matching::saved(&builder.modules_to_save, &path)
+                    || (class == TaskClass::SequenceClassifier
+                        && config.model_type == crate::ModelType::Bert);
+                Backbone::Encoder(Encoder::build(&builder, config, encoder, with_pooler)?)
+            }
+        };
+        let head = match (options.head, &backbone) {
+            (HeadOptions::CausalLm, Backbone::Decoder(decoder)) => {
+                let tied = checkpoint.tied_embeddings()?;
+                if !tied && !checkpoint.has("lm_head.weight") {
+                    let expected = vec![config.vocab, config.hidden];
+                    return Err(checkpoint.missing("lm_head.weight", expected));
+                }
+                let (linear, tied) = builder.lm_head(tied.then_some(&decoder.embedding))?;
+                Head::CausalLm { linear, tied }
+            }
+            (
+                HeadOptions::Classifier {
+                    labels, pooling, ..
+                },
+                _,
+            ) => Head::Classifier(Classifier::build(&builder, config, labels, pooling)?),
+            _ => Head::None,
+        };
+        let Builder {
+            plan,
+            modules_to_save,
+            ..
+        } = builder;
+        Ok(Model {
+            config: Arc::new(config.clone()),
+            options: options.clone(),
+            class,
+            plan: Arc::new(plan),
+            modules_to_save,
+            backbone,
+            head,
+            device,
+        })
+    }
+
+    /// Logits of a classifier, `[samples, labels]`, f32, in the order of `input.samples`.
+    ///
+    /// # Panics
+    /// When the model was built without a classifier.
+    pub fn forward(&self, input: &ModelInput, mode: Mode) -> Tensor<2> {
+        self.classify(input, mode, Masking::Segments)
+    }
+
+    pub(crate) fn classify(&self, input: &ModelInput, mode: Mode, masking: Masking) -> Tensor<2> {
+        let Head::Classifier(classifier) = &self.head else {
+            panic!("the model was built without a classifier");
+        };
+        let pooling = self.options.head.pooling().expect("a classifier pools");
+        let pooled = match pooling {
+            Pooling::Mean => {
+                let hidden = self.hidden_masked(input, mode, masking);
+                mean_over_samples(hidden, &input.samples)
+            }
+            Pooling::Last | Pooling::Cls => {
+                let selection = Selection::new(input, pooling);
+                let tokens = self.backbone.forward(&Run {
+                    input,
+                    mode,
+                    masking,
+                    selection: Some(&selection),
+                });
+                match &self.backbone {
+                    Backbone::Encoder(encoder) => encoder.pool(tokens, mode),
+                    Backbone::Decoder(_) => tokens,
+                }
+            }
+        };
+        classifier.forward(pooled, mode)
+    }
+
+    /// Hidden states after the last norm, `[batch, seq, hidden]`.
+    pub fn hidden(&self, input: &ModelInput, mode: Mode) -> Tensor<3> {
+        self.hidden_masked(input, mode, Masking::Segments)
+    }
+
+    pub(crate) fn hidden_masked(
+        &self,
+        input: &ModelInput,
+        mode: Mode,
+        masking: Masking,
+    ) -> Tensor<3> {
+        self.backbone.forward(&Run {
+            input,
+            mode,
+            masking,
+            selection: None,
+        })
+    }
+
+    /// Logits of a language model, `[batch, seq, vocab]`.
+    ///
+    /// # Panics
+    /// When the model was built without [`HeadOptions::CausalLm`].
+    pub fn logits(&self, input: &ModelInput, mode: Mode) -> Tensor<3> {
+        let hidden = self.hidden(input, mode);
+        let (linear, weight) = self.output_layer();
+        linear.forward_with(hidden, weight, mode)
+    }
+
+    /// Cross-entropy of a language model, summed over the tokens whose target is not −100, `[1]`.
+    ///
+    /// `targets` `[batch · seq]` are already shifted; see [`shifted_targets`].
+    ///
+    /// # Panics
+    /// When the model was built without [`HeadOptions::CausalLm`].
+    pub fn causal_lm_loss(
+        &self,
+        input: &ModelInput,
+        targets: Tensor<1, Int>,
+        mode: Mode,
+    ) -> Tensor<1> {
+        self.causal_lm_loss_of(self.hidden(input, mode), targets, mode)
+    }
+
+    pub(crate) fn causal_lm_loss_of(
+        &self,
+        hidden: Tensor<3>,
+        targets: Tensor<1, Int>,
+        mode: Mode,
+    ) -> Tensor<1> {
+        let [batch, seq, width] = hidden.dims();
+        let (linear, weight) = self.output_layer();
+        if linear.lora.is_some() {
+            // A pair on the output layer: its logits have to exist once.
+            let logits = linear.forward_with(hidden, weight, mode).cast(DType::F32);
+            let vocab = logits.dims()[2];
+            return crate::loss::token_cross_entropy(logits.reshape([batch * seq, vocab]), targets);
+        }
+        let hidden = hidden.reshape([batch * seq, width]);
+        let weight = weight.matching(hidden.dtype());
+        calor_kernels::linear_cross_entropy(hidden, weight, targets)
+    }
+
+    fn output_layer(&self) -> (&crate::linear::Linear, &Parameter<2>) {
+        match (&self.head, &self.backbone) {
+            (Head::CausalLm { linear, tied: true }, Backbone::Decoder(decoder)) => {
+                (linear, &decoder.embedding)
+            }
+            (Head::CausalLm { linear, .. }, _) => (linear, &linear.weight),
+            _ => panic!("the model was built without an output layer over the vocabulary"),
+        }
+    }
+
+    /// Goes through everything that is trained, always in the same order: layers, then the head.
+    ///
+    /// Names are keys of the adapter file: `base_model.model.….lora_A.weight`, or the plain name in
+    /// `calor.safetensors` for a head that PEFT has no place for.
+    pub fn visit_trainable<V: ParameterVisitor>(&mut self, visitor: &mut V) {
+        struct Trainable<'a, V>(&'a mut V);
+        impl<V: ParameterVisitor> Visit for Trainable<'_, V> {
+            fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>) {
+                let (name, group) = match parameter.kind {
+                    ParameterKind::Frozen => return,
+                    ParameterKind::Adapter => (peft_key(&parameter.name), ParameterGroup::Adapter),
+                    ParameterKind::Saved => (peft_key(&parameter.name), ParameterGroup::Head),
+                    ParameterKind::Own => (parameter.name.clone(), ParameterGroup::Head),
+                };
+                self.0.visit(&name, group, &mut parameter.tensor);
+            }
+        }
+        self.visit(&mut Trainable(visitor));
+    }
+
+    /// The same tensors outside the autodiff graph: nothing is recorded, nothing kept for a
+    /// backward pass.
+    pub fn for_inference(&self) -> Model {
+        struct Inner;
+        impl Visit for Inner {
+            fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>) {
+                parameter.tensor = parameter.tensor.clone().inner();
+            }
+        }
+        let mut model = self.clone();
+        model.visit(&mut Inner);
+        model
+    }
+
+    /// What the model was built with.
+    pub fn options(&self) -> &ModelOptions {
+        &self.options
+    }
+
+    /// What the checkpoint's `config.json` says.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where the tensors are; without autodiff.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The modules that carry a low-rank pair, by their paths in the Transformers class.
+    pub fn lora_modules(&self) -> Vec<String> {
+        self.plan.keys().cloned().collect()
+    }
+
+    /// Numbers of parameters.
+    pub fn size(&self) -> ModelSize {
+        struct Count {
+            size: ModelSize,
+        }
+        impl Visit for Count {
+            fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>) {
+                let count = parameter.tensor.shape().num_elements() as u64;
+                let embedding = parameter.name.contains("embed");
+                let norm = D == 1;
+                match parameter.kind {
+                    ParameterKind::Adapter => self.size.adapter_parameters += count,
+                    ParameterKind::Own | ParameterKind::Saved => self.size.head_parameters += count,
+                    ParameterKind::Frozen if embedding && !norm => {
+                        self.size.embedding_parameters += count;
+                    }
+                    ParameterKind::Frozen => self.size.base_parameters += count,
+                }
+            }
+        }
+        let mut count = Count {
+            size: ModelSize {
+                base_parameters: 0,
+                embedding_parameters: 0,
+                adapter_parameters: 0,
+                head_parameters: 0,
+                hidden: self.config.hidden as u64,
+                attention_width: self.config.query_width() as u64,
+                layers: self.config.layers as u64,
+                causal: self.config.family() == Family::Decoder,
+            },
+        };
+        self.clone().visit(&mut count);
+        if let Head::CausalLm { tied: true, .. } = self.head {
+            count.size.base_parameters += (self.config.vocab * self.config.hidden) as u64;
+        }
+        count.size
+    }
+
+    /// Goes through every tensor, in the order of the Transformers class.
+    pub(crate) fn visit<V: Visit>(&mut self, visitor: &mut V) {
+        match &mut self.backbone {
+            Backbone::Decoder(decoder) => decoder.visit(visitor),
+            Backbone::Encoder(encoder) => encoder.visit(visitor),
+        }
+        match &mut self.head {
+            Head::None => {}
+            // The weight was visited as the embedding.
+            Head::CausalLm { linear, tied: true } => linear.visit_rest(visitor),
+            Head::CausalLm { linear, .. } => linear.visit(visitor),
+            Head::Classifier(classifier) => classifier.visit(visitor),
+        }
+    }
+}
+
+impl Backbone {
+    fn forward(&self, run: &Run) -> Tensor<3> {
+        match self {
+            Backbone::Decoder(decoder) => decoder.forward(run),
+            Backbone::Encoder(encoder) => encoder.forward(run),
+        }
+    }
+}
+
+/// One forward pass: its input, its mode, and which tokens the last layer needs.
+#[derive(Clone, Copy)]
+pub(crate) struct Run<'a> {
+    pub input: &'a ModelInput,
+    pub mode: Mode,
+    pub masking: Masking,
+    pub selection: Option<&'a Selection>,
+}
+
+impl<'a> Run<'a> {
+    /// Rows of an embedding table, `[batch, seq, hidden]`.
+    pub fn embed(&self, table: &Parameter<2>) -> Tensor<3> {
+        let [batch, seq] = self.input.input_ids.dims();
+        let ids = self.input.input_ids.clone().reshape([batch * seq]);
+        let hidden = table.tensor.dims()[1];
+        table
+            .tensor
+            .clone()
+            .select(0, ids)
+            .reshape([batch, seq, hidden])
+    }
+
+    /// The run of one layer: only the last may leave tokens out.
+    pub fn layer(&self, last: bool) -> Run<'a> {
+        Run {
+            selection: self.selection.filter(|_| last),
+            ..*self
+        }
+    }
+
+    /// The tokens needed: `[1, samples, width]` of `[batch, seq, width]`, or all of them.
+    pub fn select(&self, states: Tensor<3>) -> Tensor<3> {
+        match self.selection {
+            Some(selection) => selection.take(states),
+            None => states,
+        }
+    }
+}
+
+/// One token a sample.
+pub(crate) struct Selection {
+    /// Places in `[batch · seq]`.
+    places: Tensor<1, Int>,
+    count: usize,
+}
+
+impl Selection {
+    fn new(input: &ModelInput, pooling: Pooling) -> Selection {
+        let [_, seq] = input.input_ids.dims();
+        let places = input
+            .samples
+            .iter()
+            .map(|span| {
+                let place = span.row * seq + span.start;
+                match pooling {
+                    Pooling::Last => place + span.length - 1,
+                    _ => place,
+                }
+            })
+            .map(|place| place as i32)
+            .collect::<Vec<_>>();
+        Selection {
+            count: places.len(),
+            places: integer_tensor(places, &input.input_ids.device()),
+        }
+    }
+
+    fn take(&self, states: Tensor<3>) -> Tensor<3> {
+        let [batch, seq, width] = states.dims();
+        states
+            .reshape([batch * seq, width])
+            .select(0, self.places.clone())
+            .reshape([1, self.count, width])
+    }
+}
+
+/// Mean of each sample's states, `[1, samples, hidden]`, as one product with a matrix of `1/length`.
+fn mean_over_samples(hidden: Tensor<3>, samples: &[SampleSpan]) -> Tensor<3> {
+    let [batch, seq, width] = hidden.dims();
+    let mut weights = vec![0f32; samples.len() * batch * seq];
+    for (index, span) in samples.iter().enumerate() {
+        let start = index * batch * seq + span.row * seq + span.start;
+        weights[start..start + span.length].fill(1.0 / span.length as f32);
+    }
+    let device = hidden.device().inner();
+    let weights = Tensor::<2>::from_data(
+        TensorData::new(weights, [samples.len(), batch * seq]),
+        (&device, DType::F32),
+    );
+    let hidden = hidden.cast(DType::F32).reshape([batch * seq, width]);
+    weights.matmul(hidden).reshape([1, samples.len(), width])
+}
+
+/// The next token of each token inside its segment, −100 at a segment's end and in padding.
+///
+/// `input_ids` and `segments` are `[rows, seq]`, flat.
+pub fn shifted_targets(input_ids: &[i32], segments: &[i32], rows: usize, seq: usize) -> Vec<i32> {
+    let mut targets = vec![calor_kernels::IGNORED_TARGET as i32; rows * seq];
+    for row in 0..rows {
+        for column in 1..seq {
+            let place = row * seq + column;
+            if segments[place] != 0 && segments[place] == segments[place - 1] {
+                targets[place - 1] = input_ids[place];
+            }
+        }
+    }
+    targets
+}
+
+/// The modules an adapter may target when it is made. An encoder without a head never runs its
+/// pooler, so a pair on it would never be trained.
+fn reachable(modules: &[ModuleSpec], options: &ModelOptions) -> Vec<ModuleSpec> {
+    let unused = options.head.pooling() == Some(Pooling::Mean) || options.head == HeadOptions::None;
+    modules
+        .iter()
+        .filter(|module| !(unused && module.path == "pooler.dense"))
+        .cloned()
+        .collect()
+}

@@ -1,0 +1,73 @@
+//! A model's tensors with their names, and the way through all of them.
+
+use burn::tensor::Tensor;
+
+/// Whether a trainable tensor belongs to the low-rank adapter or is trained in full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ParameterGroup {
+    /// `lora_A` and `lora_B`.
+    Adapter,
+    /// Heads and whatever `modules_to_save` names.
+    Head,
+}
+
+/// Goes through trainable tensors in a fixed order; see
+/// [`Model::visit_trainable`](crate::Model::visit_trainable).
+///
+/// An optimizer writes back a new leaf:
+/// `*tensor = Tensor::from_inner(new_value).require_grad()`.
+pub trait ParameterVisitor {
+    /// Called once a tensor. `name` is its key in the adapter file.
+    fn visit<const D: usize>(&mut self, name: &str, group: ParameterGroup, tensor: &mut Tensor<D>);
+}
+
+/// What becomes of a tensor in training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ParameterKind {
+    /// Kept as pretrained.
+    Frozen,
+    /// Part of the low-rank adapter.
+    Adapter,
+    /// Trained in full and saved under its module's name, PEFT's `modules_to_save`.
+    Saved,
+    /// Trained in full; PEFT has no place for it.
+    Own,
+}
+
+/// One tensor of the model under its path in the Transformers class, `.weight` and all.
+#[derive(Debug, Clone)]
+pub(crate) struct Parameter<const D: usize> {
+    pub name: String,
+    pub tensor: Tensor<D>,
+    pub kind: ParameterKind,
+}
+
+impl<const D: usize> Parameter<D> {
+    /// A trainable parameter's tensor becomes a leaf of the autodiff graph.
+    pub fn new(name: String, tensor: Tensor<D>, kind: ParameterKind) -> Parameter<D> {
+        let tensor = match kind {
+            ParameterKind::Frozen => tensor,
+            _ => tensor.autodiff().require_grad(),
+        };
+        Parameter { name, tensor, kind }
+    }
+
+    /// The tensor in the type of the activations it meets.
+    pub fn matching(&self, other: burn::tensor::DType) -> Tensor<D> {
+        if self.tensor.dtype() == other {
+            self.tensor.clone()
+        } else {
+            self.tensor.clone().cast(other)
+        }
+    }
+}
+
+/// Goes through every tensor of the model, frozen ones included.
+pub(crate) trait Visit {
+    fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>);
+}
+
+/// Key of a parameter in `adapter_model.safetensors`.
+pub(crate) fn peft_key(name: &str) -> String {
+    format!("base_model.model.{name}")
+}
