@@ -28,6 +28,10 @@ pub enum TrainError {
     #[error("the predictions cannot be evaluated")]
     Evaluate(#[from] calor_evaluate::EvaluateError),
 
+    /// The meter cannot be opened.
+    #[error("the meter cannot be opened")]
+    Meter(#[source] Box<calor_meter::MeterError>),
+
     /// The device named on the command line cannot be used by this build.
     #[error("device `{device}`: {problem}")]
     Device {
@@ -123,9 +127,16 @@ pub enum TrainError {
 
 impl TrainError {
     /// Wraps an error of the operating system with the file it is about.
-    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> TrainError {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> TrainError {
         let path = path.into();
-        move |source| TrainError::Io { action, path, source }
+        move |source| TrainError::Io {
+            action,
+            path,
+            source,
+        }
     }
 
     /// Whether the cause is the recipe or the command line, not the run: exit status 2.

@@ -1,1 +1,36 @@
+//! Recipe, upload, optimizer, the one training loop and what it leaves behind.
+//!
+//! [`train`] runs a [`Recipe`](recipe::Recipe) from cohort and checkpoint to report;
+//! [`check`] finds what would make it fail without running it; [`evaluate`] and [`predict`]
+//! use what it left. Nothing in this crate prints: an [`Observer`] hears what happens, and
+//! errors say what is wrong, where and what to do.
+
 #![forbid(unsafe_code)]
+
+pub mod artifacts;
+pub mod checkpoint;
+mod data;
+pub mod device;
+mod error;
+pub mod evaluation;
+mod files;
+mod finish;
+pub mod objective;
+mod observer;
+pub mod optimizer;
+pub mod recipe;
+mod run_folder;
+pub mod schedule;
+pub mod seed;
+mod session;
+pub mod step;
+mod trainer;
+mod upload;
+
+pub use data::{TASK_FILE, TaskFile, label_folder};
+pub use device::DeviceSpec;
+pub use error::TrainError;
+pub use finish::rewrite_report;
+pub use observer::{Observer, Stage, StepProgress, StopFlag};
+pub use session::{RunOptions, lora_options};
+pub use trainer::{TrainOutcome, train};

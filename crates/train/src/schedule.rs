@@ -40,7 +40,11 @@ pub struct Schedule {
 impl Schedule {
     /// `warmup_steps` updates from zero up to the learning rate, then `kind` until `total_steps`.
     pub fn new(kind: ScheduleKind, warmup_steps: u64, total_steps: u64) -> Schedule {
-        Schedule { kind, warmup_steps, total_steps }
+        Schedule {
+            kind,
+            warmup_steps,
+            total_steps,
+        }
     }
 
     /// The warm-up given as a share of all steps, rounded up as Transformers does.
@@ -90,7 +94,8 @@ mod tests {
 
     #[test]
     fn factors_equal_those_of_transformers() {
-        let fixture: Fixture = serde_json::from_str(include_str!("../tests/fixtures/optimizer.json")).unwrap();
+        let fixture: Fixture =
+            serde_json::from_str(include_str!("../tests/fixtures/optimizer.json")).unwrap();
         assert!(fixture.schedules.len() >= 6);
         for case in fixture.schedules {
             let schedule = Schedule::new(case.kind, case.warmup_steps, case.total_steps);
@@ -99,7 +104,9 @@ mod tests {
                 assert!(
                     (factor - expected).abs() <= 1e-12,
                     "{:?} with {} of {} steps of warm-up, step {step}: {factor} instead of {expected}",
-                    case.kind, case.warmup_steps, case.total_steps
+                    case.kind,
+                    case.warmup_steps,
+                    case.total_steps
                 );
             }
         }

@@ -36,7 +36,10 @@ mod tests {
             for purpose in ["dropout", "head", "order"] {
                 for step in 0..16 {
                     for micro in 0..4 {
-                        assert_eq!(derive(seed, purpose, &[step, micro]), derive(seed, purpose, &[step, micro]));
+                        assert_eq!(
+                            derive(seed, purpose, &[step, micro]),
+                            derive(seed, purpose, &[step, micro])
+                        );
                         assert!(seen.insert(derive(seed, purpose, &[step, micro])));
                     }
                 }

@@ -66,7 +66,11 @@ impl fmt::Display for Problem {
 
 impl Problem {
     fn list(problems: &[Problem]) -> String {
-        problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+        problems
+            .iter()
+            .map(Problem::to_string)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }
 

@@ -116,9 +116,23 @@ impl TaskKind {
     }
 }
 
+impl From<TaskKind> for calor_evaluate::TaskKind {
+    fn from(kind: TaskKind) -> Self {
+        match kind {
+            TaskKind::Binary => calor_evaluate::TaskKind::Binary,
+            TaskKind::Multiclass => calor_evaluate::TaskKind::Multiclass,
+            TaskKind::Multilabel => calor_evaluate::TaskKind::Multilabel,
+            TaskKind::Regression => calor_evaluate::TaskKind::Regression,
+        }
+    }
+}
+
 /// One label set, or several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected the name of a label set or a list of names")]
+#[serde(
+    untagged,
+    expecting = "expected the name of a label set or a list of names"
+)]
 pub enum LabelNames {
     /// `labels = "death_5y"`
     One(String),
@@ -138,7 +152,10 @@ impl LabelNames {
 
 /// How classes are weighted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected `none`, `balanced` or a list of numbers")]
+#[serde(
+    untagged,
+    expecting = "expected `none`, `balanced` or a list of numbers"
+)]
 pub enum ClassWeights {
     /// By name.
     Named(ClassWeighting),
@@ -218,7 +235,10 @@ pub enum AdapterKind {
 
 /// A regular expression (or `all-linear`), or a list of names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected a regular expression or a list of module names")]
+#[serde(
+    untagged,
+    expecting = "expected a regular expression or a list of module names"
+)]
 pub enum TargetChoice {
     /// `all-linear` or a regular expression.
     One(String),
@@ -348,7 +368,10 @@ mod ordered_map {
     use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
     use serde::ser::{Serialize, SerializeMap, Serializer};
 
-    pub fn serialize<S: Serializer, V: Serialize>(entries: &[(String, V)], serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer, V: Serialize>(
+        entries: &[(String, V)],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(entries.len()))?;
         for (key, value) in entries {
             map.serialize_entry(key, value)?;
@@ -356,7 +379,9 @@ mod ordered_map {
         map.end()
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>, V: Deserialize<'de>>(deserializer: D) -> Result<Vec<(String, V)>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<(String, V)>, D::Error> {
         struct Entries<V>(PhantomData<V>);
         impl<'de, V: Deserialize<'de>> Visitor<'de> for Entries<V> {
             type Value = Vec<(String, V)>;
@@ -412,19 +437,30 @@ impl Metric {
 
     /// Whether more is better.
     pub fn higher_is_better(self) -> bool {
-        matches!(self, Metric::Auroc | Metric::Auprc | Metric::Accuracy | Metric::MacroF1 | Metric::R2)
+        matches!(
+            self,
+            Metric::Auroc | Metric::Auprc | Metric::Accuracy | Metric::MacroF1 | Metric::R2
+        )
     }
 
-    /// The metrics that predictions of a task have, in the order of a report.
-    pub fn of_task(task: TaskKind) -> &'static [Metric] {
-        use Metric::*;
-        match task {
-            TaskKind::Binary => &[Auroc, Auprc, Brier, Ece, LogLoss, Accuracy, MacroF1],
-            TaskKind::Multilabel => &[Auroc, Auprc, Brier, Ece, LogLoss],
-            TaskKind::Multiclass => &[LogLoss, Accuracy, MacroF1],
-            TaskKind::Regression => &[Rmse, R2],
-        }
+    /// Whether predictions of a task have the metric.
+    pub fn fits(self, task: TaskKind) -> bool {
+        self == Metric::Loss || calor_evaluate::metric_names(task.into()).contains(&self.name())
     }
+
+    /// All metrics that a recipe can name.
+    pub const ALL: [Metric; 10] = [
+        Metric::Auroc,
+        Metric::Auprc,
+        Metric::Brier,
+        Metric::Ece,
+        Metric::LogLoss,
+        Metric::Accuracy,
+        Metric::MacroF1,
+        Metric::Rmse,
+        Metric::R2,
+        Metric::Loss,
+    ];
 
     /// What decides on the best model when the recipe does not say.
     pub fn default_of(task: TaskKind) -> Metric {

@@ -16,14 +16,22 @@ impl Recipe {
     /// All problems at once: syntax, unknown keys (with the nearest known one), missing
     /// keys, wrong types, values out of range; each with file and line or the assignment.
     pub fn load(path: &Path, set: &[String]) -> Result<Recipe, RecipeError> {
-        let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         Recipe::parse(&text, path, set)
     }
 
     /// As [`Recipe::load`], from `text`; `path` is what errors call it.
     pub fn parse(text: &str, path: &Path, set: &[String]) -> Result<Recipe, RecipeError> {
-        let reader = Reader { path: path.to_owned(), keys: keys() };
-        let mut recipe = reader.read(text, set).map_err(|problems| RecipeError::Problems { problems })?;
+        let reader = Reader {
+            path: path.to_owned(),
+            keys: keys(),
+        };
+        let mut recipe = reader
+            .read(text, set)
+            .map_err(|problems| RecipeError::Problems { problems })?;
         recipe.resolve();
         Ok(recipe)
     }
@@ -40,11 +48,15 @@ impl Recipe {
     fn resolve(&mut self) {
         let train = &mut self.train;
         train.head_learning_rate.get_or_insert(train.learning_rate);
-        train.checkpoint_every_steps.get_or_insert(self.evaluate.every_steps);
+        train
+            .checkpoint_every_steps
+            .get_or_insert(self.evaluate.every_steps);
         if train.schedule.warmup_steps.is_none() {
             train.schedule.warmup_fraction.get_or_insert(0.0);
         }
-        self.evaluate.metric.get_or_insert(Metric::default_of(self.task.kind));
+        self.evaluate
+            .metric
+            .get_or_insert(Metric::default_of(self.task.kind));
         self.evaluate.micro_batch.get_or_insert(train.micro_batch);
         if let Ok(path) = std::path::absolute(&self.cohort.path) {
             self.cohort.path = path;
@@ -65,15 +77,24 @@ impl Reader {
         let mut problems = Vec::new();
         let document = DeTable::parse(text).map_err(|error| {
             let line = error.span().map(|span| line_of(text, span.start));
-            vec![self.problem(Place::File(self.path.clone(), line), "", error.message().to_owned(), "")]
+            vec![self.problem(
+                Place::File(self.path.clone(), line),
+                "",
+                error.message().to_owned(),
+                "",
+            )]
         })?;
         let mut spans = Spans::new();
-        let place = |span: &Range<usize>| Place::File(self.path.clone(), Some(line_of(text, span.start)));
+        let place =
+            |span: &Range<usize>| Place::File(self.path.clone(), Some(line_of(text, span.start)));
         self.walk(document.get_ref(), "", &mut spans, &place, &mut problems);
         if !problems.is_empty() {
             return Err(problems);
         }
-        let mut places: BTreeMap<String, Place> = spans.iter().map(|(path, span)| (path.clone(), place(span))).collect();
+        let mut places: BTreeMap<String, Place> = spans
+            .iter()
+            .map(|(path, span)| (path.clone(), place(span)))
+            .collect();
         if let Err(error) = toml::from_str::<Recipe>(text) {
             let key = error.span().map_or("", |span| innermost(&spans, &span));
             let place = match error.span() {
@@ -98,20 +119,43 @@ impl Reader {
         for key in self.keys.iter().filter(|key| key.required) {
             if lookup(&table, key.path).is_none() {
                 let place = Place::File(self.path.clone(), None);
-                problems.push(self.problem(place, key.path, format!("`{}` is missing", key.path), &format!("it is {}: {}", key.kind.describe(), key.doc.trim())));
+                problems.push(self.problem(
+                    place,
+                    key.path,
+                    format!("`{}` is missing", key.path),
+                    &format!("it is {}: {}", key.kind.describe(), key.doc.trim()),
+                ));
             }
         }
         if !problems.is_empty() {
             return Err(problems);
         }
-        let recipe = toml::Value::Table(table).try_into::<Recipe>().expect("each assignment was checked above");
-        let place = |key: &str| places.get(key).cloned().unwrap_or_else(|| Place::File(self.path.clone(), None));
+        let recipe = toml::Value::Table(table)
+            .try_into::<Recipe>()
+            .expect("each assignment was checked above");
+        let place = |key: &str| {
+            places
+                .get(key)
+                .cloned()
+                .unwrap_or_else(|| Place::File(self.path.clone(), None))
+        };
         let problems = super::validate::problems(&recipe, &place);
-        if problems.is_empty() { Ok(recipe) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(recipe)
+        } else {
+            Err(problems)
+        }
     }
 
     /// Records the span of every value and names the keys that a recipe does not have.
-    fn walk(&self, table: &DeTable<'_>, prefix: &str, spans: &mut Spans, place: &dyn Fn(&Range<usize>) -> Place, problems: &mut Vec<Problem>) {
+    fn walk(
+        &self,
+        table: &DeTable<'_>,
+        prefix: &str,
+        spans: &mut Spans,
+        place: &dyn Fn(&Range<usize>) -> Place,
+        problems: &mut Vec<Problem>,
+    ) {
         for (name, value) in table {
             let path = format!("{prefix}{}", name.get_ref());
             spans.push((path.clone(), value.span()));
@@ -121,8 +165,15 @@ impl Reader {
             };
             if key.kind == KeyKind::Section {
                 match value.get_ref() {
-                    DeValue::Table(inner) => self.walk(inner, &format!("{path}."), spans, place, problems),
-                    other => problems.push(self.problem(place(&value.span()), &path, format!("`{path}` is a section, not {}", other.type_str()), &format!("write `[{path}]` and its keys below it"))),
+                    DeValue::Table(inner) => {
+                        self.walk(inner, &format!("{path}."), spans, place, problems)
+                    }
+                    other => problems.push(self.problem(
+                        place(&value.span()),
+                        &path,
+                        format!("`{path}` is a section, not {}", other.type_str()),
+                        &format!("write `[{path}]` and its keys below it"),
+                    )),
                 }
             }
         }
@@ -132,13 +183,23 @@ impl Reader {
     fn assign(&self, table: &mut toml::Table, assignment: &str) -> Result<String, Vec<Problem>> {
         let place = Place::Set(assignment.to_owned());
         let Some((name, raw)) = assignment.split_once('=') else {
-            return Err(vec![self.problem(place, "", "there is no `=`".to_owned(), "write `--set section.key=value`")]);
+            return Err(vec![self.problem(
+                place,
+                "",
+                "there is no `=`".to_owned(),
+                "write `--set section.key=value`",
+            )]);
         };
         let (name, raw) = (name.trim(), raw.trim());
         let top = name.split_once('.').map_or(name, |(section, _)| section);
-        let map_key = self.keys.iter().find(|key| key.kind == KeyKind::Map && name.starts_with(&format!("{}.", key.path)));
+        let map_key = self
+            .keys
+            .iter()
+            .find(|key| key.kind == KeyKind::Map && name.starts_with(&format!("{}.", key.path)));
         let Some(key) = map_key.or_else(|| self.keys.iter().find(|key| key.path == name)) else {
-            return Err(vec![self.unknown(place, if name.is_empty() { top } else { name })]);
+            return Err(vec![
+                self.unknown(place, if name.is_empty() { top } else { name }),
+            ]);
         };
         let quoted = raw.starts_with(['"', '\'']);
         let plain = match key.kind {
@@ -146,20 +207,41 @@ impl Reader {
             KeyKind::TextOrList => !quoted && !raw.starts_with('['),
             _ => false,
         };
-        let expected = if map_key.is_some() { "a number" } else { key.kind.describe() };
+        let expected = if map_key.is_some() {
+            "a number"
+        } else {
+            key.kind.describe()
+        };
         let value = if plain {
             toml::Value::String(raw.to_owned())
         } else {
-            match format!("value = {raw}").parse::<toml::Table>().ok().and_then(|mut parsed| parsed.remove("value")) {
+            match format!("value = {raw}")
+                .parse::<toml::Table>()
+                .ok()
+                .and_then(|mut parsed| parsed.remove("value"))
+            {
                 Some(value) => value,
-                None => return Err(vec![self.problem(place, name, format!("`{raw}` is not {expected}"), "")]),
+                None => {
+                    return Err(vec![self.problem(
+                        place,
+                        name,
+                        format!("`{raw}` is not {expected}"),
+                        "",
+                    )]);
+                }
             }
         };
         if key.kind == KeyKind::Section {
             let mut problems = Vec::new();
             let text = format!("{name} = {raw}");
             if let Ok(document) = DeTable::parse(&text) {
-                self.walk(document.get_ref(), "", &mut Spans::new(), &|_| place.clone(), &mut problems);
+                self.walk(
+                    document.get_ref(),
+                    "",
+                    &mut Spans::new(),
+                    &|_| place.clone(),
+                    &mut problems,
+                );
             }
             if !problems.is_empty() {
                 return Err(problems);
@@ -177,9 +259,15 @@ impl Reader {
         };
         insert(&mut changed, &segments, value);
         // One replaces the other: a command line cannot take a key away.
-        for (one, other) in [("warmup_steps", "warmup_fraction"), ("warmup_fraction", "warmup_steps")] {
+        for (one, other) in [
+            ("warmup_steps", "warmup_fraction"),
+            ("warmup_fraction", "warmup_steps"),
+        ] {
             if name == format!("train.schedule.{one}")
-                && let Some(schedule) = changed.get_mut("train").and_then(|train| train.get_mut("schedule")).and_then(toml::Value::as_table_mut)
+                && let Some(schedule) = changed
+                    .get_mut("train")
+                    .and_then(|train| train.get_mut("schedule"))
+                    .and_then(toml::Value::as_table_mut)
             {
                 schedule.remove(other);
             }
@@ -192,7 +280,12 @@ impl Reader {
     }
 
     fn problem(&self, place: Place, key: &str, message: String, hint: &str) -> Problem {
-        Problem { place, key: key.to_owned(), message, hint: hint.to_owned() }
+        Problem {
+            place,
+            key: key.to_owned(),
+            message,
+            hint: hint.to_owned(),
+        }
     }
 
     /// A value of the wrong type or an unknown choice, in words that name the key.
@@ -201,12 +294,22 @@ impl Reader {
         let mut quoted = message.split('`').skip(1).step_by(2);
         let hint = if message.starts_with("unknown variant") {
             let wrong = quoted.next().unwrap_or_default();
-            nearest(wrong, quoted).map_or(String::new(), |choice| format!("did you mean `{choice}`?"))
+            nearest(wrong, quoted)
+                .map_or(String::new(), |choice| format!("did you mean `{choice}`?"))
         } else {
-            self.keys.iter().find(|known| known.path == key).map_or(String::new(), |known| format!("it is {}: {}", known.kind.describe(), known.doc.trim()))
+            self.keys
+                .iter()
+                .find(|known| known.path == key)
+                .map_or(String::new(), |known| {
+                    format!("it is {}: {}", known.kind.describe(), known.doc.trim())
+                })
         };
         let message = message.replace("unknown variant", "unknown choice");
-        let message = if key.is_empty() { message } else { format!("`{key}`: {message}") };
+        let message = if key.is_empty() {
+            message
+        } else {
+            format!("`{key}`: {message}")
+        };
         self.problem(place, key, message, &hint)
     }
 
@@ -219,14 +322,54 @@ impl Reader {
             .map(|key| key.path)
             .collect();
         let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
-        let here = nearest(name, siblings.iter().map(|path| last(path)).collect::<Vec<_>>().iter().map(String::as_str))
-            .map(|found| if section.is_empty() { found.to_owned() } else { format!("{section}.{found}") });
-        let elsewhere = || self.keys.iter().map(|key| key.path).find(|path| last(path) == name && path.contains('.')).map(str::to_owned);
+        let here = nearest(
+            name,
+            siblings
+                .iter()
+                .map(|path| last(path))
+                .collect::<Vec<_>>()
+                .iter()
+                .map(String::as_str),
+        )
+        .map(|found| {
+            if section.is_empty() {
+                found.to_owned()
+            } else {
+                format!("{section}.{found}")
+            }
+        });
+        let elsewhere = || {
+            self.keys
+                .iter()
+                .map(|key| key.path)
+                .find(|path| last(path) == name && path.contains('.'))
+                .map(str::to_owned)
+        };
         let full = || nearest(path, self.keys.iter().map(|key| key.path)).map(str::to_owned);
         let hint = match elsewhere().or(here).or_else(full) {
             Some(known) => format!("did you mean `{known}`?"),
-            None if siblings.is_empty() => format!("the sections are {}", join(self.keys.iter().filter(|key| key.kind == KeyKind::Section && !key.path.contains('.')).map(|key| key.path))),
-            None => format!("{} {}", if section.is_empty() { "a recipe has".to_owned() } else { format!("[{section}] has") }, join(siblings.iter().map(|path| path.rsplit('.').next().unwrap_or_default()))),
+            None if siblings.is_empty() => format!(
+                "the sections are {}",
+                join(
+                    self.keys
+                        .iter()
+                        .filter(|key| key.kind == KeyKind::Section && !key.path.contains('.'))
+                        .map(|key| key.path)
+                )
+            ),
+            None => format!(
+                "{} {}",
+                if section.is_empty() {
+                    "a recipe has".to_owned()
+                } else {
+                    format!("[{section}] has")
+                },
+                join(
+                    siblings
+                        .iter()
+                        .map(|path| path.rsplit('.').next().unwrap_or_default())
+                )
+            ),
         };
         self.problem(place, path, format!("unknown key `{path}`"), &hint)
     }
@@ -236,18 +379,30 @@ impl Reader {
 fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()
-        .map(|candidate| (strsim::normalized_damerau_levenshtein(written, candidate), candidate))
+        .map(|candidate| {
+            (
+                strsim::normalized_damerau_levenshtein(written, candidate),
+                candidate,
+            )
+        })
         .filter(|(likeness, _)| *likeness >= 0.6)
         .max_by(|(one, _), (other, _)| one.total_cmp(other))
         .map(|(_, candidate)| candidate)
 }
 
 fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    names
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
-    text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count() + 1
+    text.as_bytes()[..offset.min(text.len())]
+        .iter()
+        .filter(|byte| **byte == b'\n')
+        .count()
+        + 1
 }
 
 /// The key of the smallest value that holds `span`.
@@ -273,7 +428,9 @@ fn insert(table: &mut toml::Table, segments: &[&str], value: toml::Value) {
             table.insert((*last).to_owned(), value);
         }
         [section, rest @ ..] => {
-            let entry = table.entry((*section).to_owned()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            let entry = table
+                .entry((*section).to_owned())
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
             if !entry.is_table() {
                 *entry = toml::Value::Table(toml::Table::new());
             }
@@ -309,7 +466,13 @@ schedule = { kind = "linear", warmup_fraction = 0.1 }
 "#;
 
     fn read(text: &str, set: &[&str]) -> Result<Recipe, RecipeError> {
-        Recipe::parse(text, Path::new("x.toml"), &set.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
+        Recipe::parse(
+            text,
+            Path::new("x.toml"),
+            &set.iter()
+                .map(|text| (*text).to_owned())
+                .collect::<Vec<_>>(),
+        )
     }
 
     fn complaint(text: &str, set: &[&str]) -> String {
@@ -333,27 +496,56 @@ schedule = { kind = "linear", warmup_fraction = 0.1 }
         text.push_str("[adapter]\nrank_pattern = { \"z_proj\" = 4, \"a_proj\" = 8 }\ntargets = [\"query\", \"value\"]\n");
         let recipe = read(&text, &["task.class_weights=balanced", "train.max_steps=7"]).unwrap();
         let written = recipe.to_toml("calor train here");
-        assert!(written.starts_with("# calor train here\nschema = 1\n"), "{written}");
+        assert!(
+            written.starts_with("# calor train here\nschema = 1\n"),
+            "{written}"
+        );
         assert_eq!(read(&written, &[]).unwrap(), recipe);
-        let names: Vec<&str> = recipe.adapter.rank_pattern.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["z_proj", "a_proj"], "patterns keep the order of the file");
+        let names: Vec<&str> = recipe
+            .adapter
+            .rank_pattern
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(
+            names,
+            ["z_proj", "a_proj"],
+            "patterns keep the order of the file"
+        );
     }
 
     #[test]
     fn every_key_is_documented_and_every_documented_key_exists() {
         let known = keys();
         for key in &known {
-            assert!(key.doc.trim().ends_with('.'), "{} is not documented in whole sentences", key.path);
+            assert!(
+                key.doc.trim().ends_with('.'),
+                "{} is not documented in whole sentences",
+                key.path
+            );
         }
         // All keys that serde knows, from a recipe with every optional key set.
-        let mut recipe = read(COMPLETE, &["model.revision=main", "train.max_steps=1", "train.schedule.warmup_steps=2", "energy.grid_intensity_g_per_kwh=100"]).unwrap();
+        let mut recipe = read(
+            COMPLETE,
+            &[
+                "model.revision=main",
+                "train.max_steps=1",
+                "train.schedule.warmup_steps=2",
+                "energy.grid_intensity_g_per_kwh=100",
+            ],
+        )
+        .unwrap();
         recipe.train.schedule.warmup_fraction = Some(0.5);
         let table: toml::Table = recipe.to_toml("x").parse().unwrap();
         let mut found = Vec::new();
         fn collect(table: &toml::Table, prefix: &str, known: &[Key], found: &mut Vec<String>) {
             for (name, value) in table {
                 let path = format!("{prefix}{name}");
-                let kind = known.iter().find(|key| key.path == path).unwrap_or_else(|| panic!("{path} is not documented")).kind;
+                let kind = known
+                    .iter()
+                    .find(|key| key.path == path)
+                    .unwrap_or_else(|| panic!("{path} is not documented"))
+                    .kind;
                 if kind == KeyKind::Section {
                     collect(value.as_table().unwrap(), &format!("{path}."), known, found);
                 }
@@ -370,32 +562,64 @@ schedule = { kind = "linear", warmup_fraction = 0.1 }
     #[test]
     fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
         let text = COMPLETE.replace("learning_rate", "learing_rate");
-        assert_eq!(complaint(&text, &[]), "x.toml:16: unknown key `train.learing_rate`; did you mean `train.learning_rate`?");
+        assert_eq!(
+            complaint(&text, &[]),
+            "x.toml:16: unknown key `train.learing_rate`; did you mean `train.learning_rate`?"
+        );
         let text = format!("{COMPLETE}r = 8\n");
-        assert_eq!(complaint(&text, &[]), "x.toml:18: unknown key `train.r`; did you mean `adapter.r`?");
+        assert_eq!(
+            complaint(&text, &[]),
+            "x.toml:18: unknown key `train.r`; did you mean `adapter.r`?"
+        );
         let text = COMPLETE.replace("warmup_fraction", "warmup_frction");
-        assert_eq!(complaint(&text, &[]), "x.toml:17: unknown key `train.schedule.warmup_frction`; did you mean `train.schedule.warmup_fraction`?");
+        assert_eq!(
+            complaint(&text, &[]),
+            "x.toml:17: unknown key `train.schedule.warmup_frction`; did you mean `train.schedule.warmup_fraction`?"
+        );
         let text = format!("{COMPLETE}[adaptor]\nr = 8\n");
-        assert_eq!(complaint(&text, &[]), "x.toml:18: unknown key `adaptor`; did you mean `adapter`?");
+        assert_eq!(
+            complaint(&text, &[]),
+            "x.toml:18: unknown key `adaptor`; did you mean `adapter`?"
+        );
         let text = format!("{COMPLETE}[cohort2]\n[task.qwertz]\n");
         let found = complaint(&text, &[]);
         assert!(found.contains("did you mean `cohort`?"), "{found}");
-        assert!(found.contains("unknown key `task.qwertz`; [task] has `kind`, `labels`"), "{found}");
+        assert!(
+            found.contains("unknown key `task.qwertz`; [task] has `kind`, `labels`"),
+            "{found}"
+        );
     }
 
     #[test]
     fn wrong_types_choices_and_syntax_are_named_with_their_line() {
         let found = complaint(&COMPLETE.replace("3e-4", "\"fast\""), &[]);
-        assert!(found.starts_with("x.toml:16: `train.learning_rate`: invalid type: string"), "{found}");
+        assert!(
+            found.starts_with("x.toml:16: `train.learning_rate`: invalid type: string"),
+            "{found}"
+        );
         let found = complaint(&COMPLETE.replace("\"binary\"", "\"binry\""), &[]);
-        assert!(found.starts_with("x.toml:9: `task.kind`: unknown choice `binry`"), "{found}");
+        assert!(
+            found.starts_with("x.toml:9: `task.kind`: unknown choice `binry`"),
+            "{found}"
+        );
         assert!(found.ends_with("did you mean `binary`?"), "{found}");
         let found = complaint(&COMPLETE.replace("\"death_5y\"", "7"), &[]);
-        assert!(found.contains("x.toml:10: `task.labels`: expected the name of a label set or a list of names"), "{found}");
+        assert!(
+            found.contains(
+                "x.toml:10: `task.labels`: expected the name of a label set or a list of names"
+            ),
+            "{found}"
+        );
         let found = complaint(&COMPLETE.replace("name = \"x\"", "name = "), &[]);
         assert!(found.starts_with("x.toml:3: "), "{found}");
-        let found = complaint(&COMPLETE.replace("[model]\nid = \"some/model\"", "model = \"some/model\""), &[]);
-        assert!(found.contains("`model` is a section, not string; write `[model]`"), "{found}");
+        let found = complaint(
+            &COMPLETE.replace("[model]\nid = \"some/model\"", "model = \"some/model\""),
+            &[],
+        );
+        assert!(
+            found.contains("`model` is a section, not string; write `[model]`"),
+            "{found}"
+        );
         let found = complaint(&COMPLETE.replace("schema = 1", "schema = -1"), &[]);
         assert!(found.starts_with("x.toml:2: `schema`"), "{found}");
     }
@@ -406,27 +630,69 @@ schedule = { kind = "linear", warmup_fraction = 0.1 }
         for key in ["model.id", "task.labels", "cohort.path"] {
             assert!(found.contains(&format!("`{key}` is missing")), "{found}");
         }
-        assert!(read("schema = 1\nname = \"x\"\n[task]\nkind = \"binary\"\n", &["model.id=m", "task.labels=l", "cohort.path=c"]).is_ok());
+        assert!(
+            read(
+                "schema = 1\nname = \"x\"\n[task]\nkind = \"binary\"\n",
+                &["model.id=m", "task.labels=l", "cohort.path=c"]
+            )
+            .is_ok()
+        );
     }
 
     #[test]
     fn assignments_are_typed_against_the_recipe() {
-        let recipe = read(COMPLETE, &["train.learning_rate=1", "name=run 7", "task.labels=[\"a\", \"b\"]", "task.kind=multilabel", "sequence.packing=false", "adapter.rank_pattern.query=4", "train.schedule.warmup_steps=9"]).unwrap();
+        let recipe = read(
+            COMPLETE,
+            &[
+                "train.learning_rate=1",
+                "name=run 7",
+                "task.labels=[\"a\", \"b\"]",
+                "task.kind=multilabel",
+                "sequence.packing=false",
+                "adapter.rank_pattern.query=4",
+                "train.schedule.warmup_steps=9",
+            ],
+        )
+        .unwrap();
         assert_eq!(recipe.train.learning_rate, 1.0);
         assert_eq!(recipe.name, "run 7");
         assert_eq!(recipe.task.labels.names(), ["a", "b"]);
         assert!(!recipe.sequence.packing);
         assert_eq!(recipe.adapter.rank_pattern, [("query".to_owned(), 4)]);
-        assert_eq!((recipe.train.schedule.warmup_steps, recipe.train.schedule.warmup_fraction), (Some(9), None));
+        assert_eq!(
+            (
+                recipe.train.schedule.warmup_steps,
+                recipe.train.schedule.warmup_fraction
+            ),
+            (Some(9), None)
+        );
 
-        assert_eq!(complaint(COMPLETE, &["train.epochs=three"]), "--set train.epochs=three: `three` is not a whole number");
+        assert_eq!(
+            complaint(COMPLETE, &["train.epochs=three"]),
+            "--set train.epochs=three: `three` is not a whole number"
+        );
         let found = complaint(COMPLETE, &["train.epochs=\"3\""]);
-        assert!(found.starts_with("--set train.epochs=\"3\": `train.epochs`: invalid type: string"), "{found}");
-        assert_eq!(complaint(COMPLETE, &["train.epoch=3"]), "--set train.epoch=3: unknown key `train.epoch`; did you mean `train.epochs`?");
-        assert_eq!(complaint(COMPLETE, &["train.epochs"]), "--set train.epochs: there is no `=`; write `--set section.key=value`");
+        assert!(
+            found.starts_with("--set train.epochs=\"3\": `train.epochs`: invalid type: string"),
+            "{found}"
+        );
+        assert_eq!(
+            complaint(COMPLETE, &["train.epoch=3"]),
+            "--set train.epoch=3: unknown key `train.epoch`; did you mean `train.epochs`?"
+        );
+        assert_eq!(
+            complaint(COMPLETE, &["train.epochs"]),
+            "--set train.epochs: there is no `=`; write `--set section.key=value`"
+        );
         let found = complaint(COMPLETE, &["adapter.r=0"]);
-        assert!(found.starts_with("--set adapter.r=0: `adapter.r`"), "{found}");
+        assert!(
+            found.starts_with("--set adapter.r=0: `adapter.r`"),
+            "{found}"
+        );
         let found = complaint(COMPLETE, &["train.schedule={ knd = \"linear\" }"]);
-        assert!(found.contains("did you mean `train.schedule.kind`?"), "{found}");
+        assert!(
+            found.contains("did you mean `train.schedule.kind`?"),
+            "{found}"
+        );
     }
 }

@@ -3,11 +3,17 @@
 use calor_meter::MeterError;
 use calor_sequence::SequenceError;
 
-use super::{AdapterKind, ClassWeighting, ClassWeights, Metric, Place, Problem, Recipe, SCHEMA, TargetChoice, TaskKind};
+use super::{
+    AdapterKind, ClassWeighting, ClassWeights, Metric, Place, Problem, Recipe, SCHEMA,
+    TargetChoice, TaskKind,
+};
 
 /// All problems of the recipe's values; `place` says where a key was given.
 pub(super) fn problems(recipe: &Recipe, place: &dyn Fn(&str) -> Place) -> Vec<Problem> {
-    let mut found = Found { place, problems: Vec::new() };
+    let mut found = Found {
+        place,
+        problems: Vec::new(),
+    };
     header(recipe, &mut found);
     task(recipe, &mut found);
     sequence(recipe, &mut found);
@@ -24,19 +30,40 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
-    fn unless(&mut self, right: bool, key: &str, message: impl std::fmt::Display, hint: impl Into<String>) {
+    fn unless(
+        &mut self,
+        right: bool,
+        key: &str,
+        message: impl std::fmt::Display,
+        hint: impl Into<String>,
+    ) {
         if !right {
             let message = format!("`{key}` {message}");
-            self.problems.push(Problem { place: (self.place)(key), key: key.to_owned(), message, hint: hint.into() });
+            self.problems.push(Problem {
+                place: (self.place)(key),
+                key: key.to_owned(),
+                message,
+                hint: hint.into(),
+            });
         }
     }
 
     fn positive(&mut self, key: &str, value: f64) {
-        self.unless(value.is_finite() && value > 0.0, key, format_args!("is {value}, not above 0"), "");
+        self.unless(
+            value.is_finite() && value > 0.0,
+            key,
+            format_args!("is {value}, not above 0"),
+            "",
+        );
     }
 
     fn not_negative(&mut self, key: &str, value: f64) {
-        self.unless(value.is_finite() && value >= 0.0, key, format_args!("is {value}, below 0 or no number"), "");
+        self.unless(
+            value.is_finite() && value >= 0.0,
+            key,
+            format_args!("is {value}, below 0 or no number"),
+            "",
+        );
     }
 
     fn at_least_one(&mut self, key: &str, value: u64) {
@@ -45,43 +72,112 @@ impl Found<'_> {
 }
 
 fn header(recipe: &Recipe, found: &mut Found) {
-    found.unless(recipe.schema == SCHEMA, "schema", format_args!("is {}", recipe.schema), format!("this version reads schema {SCHEMA}"));
+    found.unless(
+        recipe.schema == SCHEMA,
+        "schema",
+        format_args!("is {}", recipe.schema),
+        format!("this version reads schema {SCHEMA}"),
+    );
     let name = recipe.name.as_str();
-    found.unless(!name.trim().is_empty(), "name", "is empty", "the run's report and folder carry it");
+    found.unless(
+        !name.trim().is_empty(),
+        "name",
+        "is empty",
+        "the run's report and folder carry it",
+    );
     let plain = !name.contains(['/', '\\', '\0']) && name != "." && name != "..";
-    found.unless(plain, "name", "cannot be the name of a folder", "leave out `/` and `\\`");
-    found.unless(!recipe.model.id.trim().is_empty(), "model.id", "is empty", "give a hub id such as `sentence-transformers/all-MiniLM-L6-v2` or a folder");
-    found.unless(!recipe.cohort.path.as_os_str().is_empty(), "cohort.path", "is empty", "give the folder that holds `data/` and `metadata/`");
+    found.unless(
+        plain,
+        "name",
+        "cannot be the name of a folder",
+        "leave out `/` and `\\`",
+    );
+    found.unless(
+        !recipe.model.id.trim().is_empty(),
+        "model.id",
+        "is empty",
+        "give a hub id such as `sentence-transformers/all-MiniLM-L6-v2` or a folder",
+    );
+    found.unless(
+        !recipe.cohort.path.as_os_str().is_empty(),
+        "cohort.path",
+        "is empty",
+        "give the folder that holds `data/` and `metadata/`",
+    );
 }
 
 fn task(recipe: &Recipe, found: &mut Found) {
     let task = &recipe.task;
     let names = task.labels.names();
     let key = "task.labels";
-    found.unless(!names.is_empty() && names.iter().all(|name| !name.trim().is_empty()), key, "names no label set", "give a folder under `labels/` of the cohort");
+    found.unless(
+        !names.is_empty() && names.iter().all(|name| !name.trim().is_empty()),
+        key,
+        "names no label set",
+        "give a folder under `labels/` of the cohort",
+    );
     if task.kind == TaskKind::Multilabel {
-        found.unless(names.len() >= 2, key, "holds one label set", "`multilabel` needs at least two; for one, `task.kind = \"binary\"`");
+        found.unless(
+            names.len() >= 2,
+            key,
+            "holds one label set",
+            "`multilabel` needs at least two; for one, `task.kind = \"binary\"`",
+        );
     } else {
-        found.unless(names.len() <= 1, key, format_args!("holds {} label sets", names.len()), "several need `task.kind = \"multilabel\"`");
+        found.unless(
+            names.len() <= 1,
+            key,
+            format_args!("holds {} label sets", names.len()),
+            "several need `task.kind = \"multilabel\"`",
+        );
     }
     for (index, name) in names.iter().enumerate() {
-        found.unless(!names[..index].contains(name), key, format_args!("names `{name}` twice"), "");
+        found.unless(
+            !names[..index].contains(name),
+            key,
+            format_args!("names `{name}` twice"),
+            "",
+        );
     }
     let key = "task.class_weights";
     match &task.class_weights {
         ClassWeights::Named(ClassWeighting::None) => {}
-        _ if task.kind == TaskKind::Regression => found.unless(false, key, "is given, but a regression has no classes", "leave it out"),
+        _ if task.kind == TaskKind::Regression => found.unless(
+            false,
+            key,
+            "is given, but a regression has no classes",
+            "leave it out",
+        ),
         ClassWeights::Named(ClassWeighting::Balanced) => {}
         ClassWeights::Values(values) => {
-            found.unless(values.iter().all(|value| value.is_finite() && *value >= 0.0), key, "holds a weight below 0", "");
-            found.unless(values.iter().any(|value| *value > 0.0), key, "holds no weight above 0", "");
+            found.unless(
+                values
+                    .iter()
+                    .all(|value| value.is_finite() && *value >= 0.0),
+                key,
+                "holds a weight below 0",
+                "",
+            );
+            found.unless(
+                values.iter().any(|value| *value > 0.0),
+                key,
+                "holds no weight above 0",
+                "",
+            );
             let needed = match task.kind {
                 TaskKind::Binary => Some((2, "a weight for the label `false` and one for `true`")),
-                TaskKind::Multilabel => Some((names.len(), "one weight a label set, for its `true`")),
+                TaskKind::Multilabel => {
+                    Some((names.len(), "one weight a label set, for its `true`"))
+                }
                 _ => None,
             };
             if let Some((count, what)) = needed {
-                found.unless(values.len() == count, key, format_args!("holds {} weights instead of {count}", values.len()), format!("give {what}"));
+                found.unless(
+                    values.len() == count,
+                    key,
+                    format_args!("holds {} weights instead of {count}", values.len()),
+                    format!("give {what}"),
+                );
             }
         }
     }
@@ -100,17 +196,37 @@ fn adapter(recipe: &Recipe, found: &mut Found) {
     }
     found.at_least_one("adapter.r", adapter.r as u64);
     found.positive("adapter.alpha", adapter.alpha);
-    found.unless((0.0..1.0).contains(&adapter.dropout), "adapter.dropout", format_args!("is {}", adapter.dropout), "it is a share: at least 0 and below 1");
+    found.unless(
+        (0.0..1.0).contains(&adapter.dropout),
+        "adapter.dropout",
+        format_args!("is {}", adapter.dropout),
+        "it is a share: at least 0 and below 1",
+    );
     let named = match &adapter.targets {
         TargetChoice::One(pattern) => !pattern.is_empty(),
         TargetChoice::Many(names) => !names.is_empty(),
     };
-    found.unless(named, "adapter.targets", "names no module", "`all-linear` adapts every linear module; `adapter.kind = \"none\"` trains the head alone");
+    found.unless(
+        named,
+        "adapter.targets",
+        "names no module",
+        "`all-linear` adapts every linear module; `adapter.kind = \"none\"` trains the head alone",
+    );
     for (pattern, rank) in &adapter.rank_pattern {
-        found.unless(*rank >= 1, "adapter.rank_pattern", format_args!("gives `{pattern}` the rank 0"), "use `adapter.exclude` to leave a module out");
+        found.unless(
+            *rank >= 1,
+            "adapter.rank_pattern",
+            format_args!("gives `{pattern}` the rank 0"),
+            "use `adapter.exclude` to leave a module out",
+        );
     }
     for (pattern, alpha) in &adapter.alpha_pattern {
-        found.unless(alpha.is_finite() && *alpha > 0.0, "adapter.alpha_pattern", format_args!("gives `{pattern}` an alpha of {alpha}"), "");
+        found.unless(
+            alpha.is_finite() && *alpha > 0.0,
+            "adapter.alpha_pattern",
+            format_args!("gives `{pattern}` an alpha of {alpha}"),
+            "",
+        );
     }
 }
 
@@ -127,8 +243,16 @@ fn train(recipe: &Recipe, found: &mut Found) {
         found.positive("train.head_learning_rate", rate);
     }
     found.not_negative("train.weight_decay", train.weight_decay);
-    for (key, value) in [("train.beta_1", train.beta_1), ("train.beta_2", train.beta_2)] {
-        found.unless((0.0..1.0).contains(&value), key, format_args!("is {value}"), "it is at least 0 and below 1");
+    for (key, value) in [
+        ("train.beta_1", train.beta_1),
+        ("train.beta_2", train.beta_2),
+    ] {
+        found.unless(
+            (0.0..1.0).contains(&value),
+            key,
+            format_args!("is {value}"),
+            "it is at least 0 and below 1",
+        );
     }
     found.positive("train.epsilon", train.epsilon);
     found.not_negative("train.max_grad_norm", train.max_grad_norm);
@@ -138,8 +262,18 @@ fn train(recipe: &Recipe, found: &mut Found) {
     found.at_least_one("train.keep_checkpoints", train.keep_checkpoints as u64);
     let schedule = &train.schedule;
     if let Some(fraction) = schedule.warmup_fraction {
-        found.unless((0.0..=1.0).contains(&fraction), "train.schedule.warmup_fraction", format_args!("is {fraction}"), "it is a share of all steps: 0 to 1");
-        found.unless(schedule.warmup_steps.is_none(), "train.schedule.warmup_steps", "is given together with `train.schedule.warmup_fraction`", "keep one of them");
+        found.unless(
+            (0.0..=1.0).contains(&fraction),
+            "train.schedule.warmup_fraction",
+            format_args!("is {fraction}"),
+            "it is a share of all steps: 0 to 1",
+        );
+        found.unless(
+            schedule.warmup_steps.is_none(),
+            "train.schedule.warmup_steps",
+            "is given together with `train.schedule.warmup_fraction`",
+            "keep one of them",
+        );
     }
 }
 
@@ -150,16 +284,29 @@ fn evaluate(recipe: &Recipe, found: &mut Found) {
         found.at_least_one("evaluate.micro_batch", rows as u64);
     }
     if let Some(metric) = evaluate.metric {
-        let choices = Metric::of_task(recipe.task.kind);
-        let names: Vec<String> = choices.iter().chain([&Metric::Loss]).map(|choice| format!("`{}`", choice.name())).collect();
+        let choices = Metric::ALL
+            .into_iter()
+            .filter(|metric| metric.fits(recipe.task.kind));
+        let names: Vec<String> = choices
+            .map(|choice| format!("`{}`", choice.name()))
+            .collect();
         found.unless(
-            metric == Metric::Loss || choices.contains(&metric),
+            metric.fits(recipe.task.kind),
             "evaluate.metric",
-            format_args!("is `{}`, which a {} task does not have", metric.name(), recipe.task.kind.name()),
+            format_args!(
+                "is `{}`, which a {} task does not have",
+                metric.name(),
+                recipe.task.kind.name()
+            ),
             format!("choose one of {}", names.join(", ")),
         );
     }
-    found.unless((100..=100_000).contains(&evaluate.resamples), "evaluate.resamples", format_args!("is {}", evaluate.resamples), "it is 100 to 100000; fewer say nothing about an interval's ends");
+    found.unless(
+        (100..=100_000).contains(&evaluate.resamples),
+        "evaluate.resamples",
+        format_args!("is {}", evaluate.resamples),
+        "it is 100 to 100000; fewer say nothing about an interval's ends",
+    );
 }
 
 fn energy(recipe: &Recipe, found: &mut Found) {
@@ -180,7 +327,11 @@ mod tests {
         let set: Vec<String> = set.iter().map(|text| (*text).to_owned()).collect();
         match Recipe::parse(COMPLETE, Path::new("x.toml"), &set) {
             Ok(_) => Vec::new(),
-            Err(error) => error.problems().iter().map(|problem| problem.key.clone()).collect(),
+            Err(error) => error
+                .problems()
+                .iter()
+                .map(|problem| problem.key.clone())
+                .collect(),
         }
     }
 
@@ -193,7 +344,10 @@ mod tests {
             ("task.class_weights=[1.0]", "task.class_weights"),
             ("task.class_weights=[-1.0, 1.0]", "task.class_weights"),
             ("sequence.max_tokens=0", "sequence.max_tokens"),
-            ("sequence.quantile_levels=[0.5, 0.4]", "sequence.quantile_levels"),
+            (
+                "sequence.quantile_levels=[0.5, 0.4]",
+                "sequence.quantile_levels",
+            ),
             ("adapter.r=0", "adapter.r"),
             ("adapter.alpha=0", "adapter.alpha"),
             ("adapter.dropout=1.0", "adapter.dropout"),
@@ -210,20 +364,36 @@ mod tests {
             ("train.epsilon=0", "train.epsilon"),
             ("train.max_grad_norm=-1", "train.max_grad_norm"),
             ("train.keep_checkpoints=0", "train.keep_checkpoints"),
-            ("train.schedule.warmup_fraction=1.5", "train.schedule.warmup_fraction"),
+            (
+                "train.schedule.warmup_fraction=1.5",
+                "train.schedule.warmup_fraction",
+            ),
             ("evaluate.every_steps=0", "evaluate.every_steps"),
             ("evaluate.metric=rmse", "evaluate.metric"),
             ("evaluate.resamples=3", "evaluate.resamples"),
             ("energy.watts_per_busy_core=0", "energy.watts_per_busy_core"),
-            ("energy.grid_intensity_g_per_kwh=-5", "energy.grid_intensity_g_per_kwh"),
+            (
+                "energy.grid_intensity_g_per_kwh=-5",
+                "energy.grid_intensity_g_per_kwh",
+            ),
         ];
         for (assignment, key) in cases {
             assert_eq!(problems_with(&[assignment]), [*key], "{assignment}");
         }
         assert!(problems_with(&[]).is_empty());
-        assert_eq!(problems_with(&["adapter.r=0", "train.epochs=0"]).len(), 2, "all problems at once");
-        assert!(problems_with(&["adapter.kind=none", "adapter.r=0"]).is_empty(), "an adapter that is not used is not checked");
-        assert_eq!(problems_with(&["task.kind=regression", "task.class_weights=balanced"]), ["task.class_weights"]);
+        assert_eq!(
+            problems_with(&["adapter.r=0", "train.epochs=0"]).len(),
+            2,
+            "all problems at once"
+        );
+        assert!(
+            problems_with(&["adapter.kind=none", "adapter.r=0"]).is_empty(),
+            "an adapter that is not used is not checked"
+        );
+        assert_eq!(
+            problems_with(&["task.kind=regression", "task.class_weights=balanced"]),
+            ["task.class_weights"]
+        );
         assert_eq!(problems_with(&["task.kind=multilabel"]), ["task.labels"]);
     }
 }

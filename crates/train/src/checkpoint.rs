@@ -1,0 +1,623 @@
+//! Checkpoints: everything that a run needs to go on as if it had never stopped.
+//!
+//! `checkpoints/step-N/` holds
+//! - `adapter/`: adapter and head as PEFT writes them, for `calor predict` and others,
+//! - `trainer.safetensors`: every trainable tensor and both of its moments, bit for bit,
+//! - `state.json`: the [`TrainerState`],
+//! - `manifest.json`: length and SHA-256 of each of these files.
+//!
+//! A checkpoint is filled in a hidden folder, made durable and renamed; what a
+//! `kill -9` leaves behind is never taken for one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use calor_model::{ParameterGroup, ParameterVisitor};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+use crate::files::{
+    files_below, hash_file, read_json, recover_folder, remove, write_folder, write_json,
+    write_whole,
+};
+use crate::optimizer::{AdamW, Parameters, SavedMoments};
+use crate::recipe::Metric;
+
+const MANIFEST: &str = "manifest.json";
+const STATE: &str = "state.json";
+const TENSORS: &str = "trainer.safetensors";
+const ADAPTER: &str = "adapter";
+const PREFIX: &str = "step-";
+
+/// Where the loop stands. What it draws follows from the seed and `step` alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainerState {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Hash of the prepared sequences that the run is trained on.
+    pub data_hash: String,
+    /// The best evaluation so far.
+    pub best: Option<Best>,
+    /// Evaluations in a row since then.
+    pub evaluations_without_improvement: u64,
+    /// The step of the last evaluation; an evaluation that a signal cut off is made up for.
+    pub evaluated_step: Option<u64>,
+    /// Whether the patience has run out.
+    pub stopped_early: bool,
+    /// Optimizer steps of each process that worked on the run before, oldest first.
+    pub earlier_sessions: Vec<Session>,
+}
+
+impl TrainerState {
+    /// The beginning of a run.
+    pub fn new(data_hash: String) -> TrainerState {
+        TrainerState {
+            step: 0,
+            data_hash,
+            best: None,
+            evaluations_without_improvement: 0,
+            evaluated_step: None,
+            stopped_early: false,
+            earlier_sessions: Vec::new(),
+        }
+    }
+
+    /// Takes note of an evaluation at the present step; whether it is the best so far.
+    pub fn evaluated(&mut self, metric: Metric, value: f64, patience: u64) -> bool {
+        self.evaluated_step = Some(self.step);
+        let better = match &self.best {
+            None => !value.is_nan(),
+            Some(best) if metric.higher_is_better() => value > best.value,
+            Some(best) => value < best.value,
+        };
+        if better {
+            self.best = Some(Best {
+                step: self.step,
+                metric,
+                value,
+            });
+            self.evaluations_without_improvement = 0;
+        } else {
+            self.evaluations_without_improvement += 1;
+            self.stopped_early = patience > 0 && self.evaluations_without_improvement >= patience;
+        }
+        better
+    }
+}
+
+/// The best evaluation so far.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// Optimizer steps done when it was made.
+    pub step: u64,
+    /// What was compared.
+    pub metric: Metric,
+    /// Its value, kept exactly.
+    #[serde(with = "exact")]
+    pub value: f64,
+}
+
+/// What one process did for a run that was resumed later.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Session {
+    /// Its first optimizer step, counted from 1.
+    pub first_step: u64,
+    /// Its last optimizer step.
+    pub last_step: u64,
+    /// What its meter had measured at its last checkpoint.
+    pub meter: calor_meter::MeterReport,
+}
+
+/// A float as text: JSON readers may round the last bit of a number.
+mod exact {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// The folder `checkpoints/` of a run.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    folder: PathBuf,
+    keep: usize,
+}
+
+/// A checkpoint that was found complete.
+#[derive(Clone, Debug)]
+pub struct FoundCheckpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Where the loop stood.
+    pub state: TrainerState,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    files: BTreeMap<String, FileEntry>,
+}
+
+#[derive(Serialize, Deserialize, PartialEq)]
+struct FileEntry {
+    bytes: u64,
+    sha256: String,
+}
+
+impl Checkpoints {
+    /// The checkpoints of the run at `run`, of which the newest `keep` are kept.
+    pub fn new(run: &Path, keep: usize) -> Checkpoints {
+        Checkpoints {
+            folder: run.join("checkpoints"),
+            keep: keep.max(1),
+        }
+    }
+
+    /// Where the checkpoint of a step is.
+    pub fn path_of(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("{PREFIX}{step}"))
+    }
+
+    /// Writes `step-N/` and removes what is older than the newest `keep`.
+    pub fn write<P: Parameters>(
+        &self,
+        parameters: &mut P,
+        optimizer: &AdamW,
+        state: &TrainerState,
+        save_adapter: impl FnOnce(&P, &Path) -> Result<(), TrainError>,
+    ) -> Result<PathBuf, TrainError> {
+        fs::create_dir_all(&self.folder).map_err(TrainError::io("create", &self.folder))?;
+        let path = self.path_of(state.step);
+        write_folder(&path, |folder| {
+            save_adapter(parameters, &folder.join(ADAPTER))?;
+            write_whole(&folder.join(TENSORS), &tensors(parameters, optimizer)?)?;
+            write_json(&folder.join(STATE), state)?;
+            let mut files = BTreeMap::new();
+            for file in files_below(folder)? {
+                let (sha256, bytes) = hash_file(&folder.join(&file))?;
+                files.insert(
+                    file.to_string_lossy().into_owned(),
+                    FileEntry { bytes, sha256 },
+                );
+            }
+            write_json(&folder.join(MANIFEST), &Manifest { files })
+        })?;
+        let newest = self.list()?;
+        for (_, old) in newest.iter().rev().skip(self.keep) {
+            remove(old)?;
+        }
+        Ok(path)
+    }
+
+    /// The newest complete checkpoint, and the folders passed over because they are not.
+    pub fn latest(&self) -> Result<(Option<FoundCheckpoint>, Vec<PathBuf>), TrainError> {
+        let mut broken = Vec::new();
+        for (step, path) in self.list()?.into_iter().rev() {
+            match self.read_state(&path) {
+                Ok(state) if state.step == step => {
+                    return Ok((Some(FoundCheckpoint { path, state }), broken));
+                }
+                _ => broken.push(path),
+            }
+        }
+        Ok((None, broken))
+    }
+
+    /// Removes what a process left that was killed while it wrote.
+    pub fn clean(&self) -> Result<(), TrainError> {
+        let Ok(entries) = fs::read_dir(&self.folder) else {
+            return Ok(());
+        };
+        let names: Vec<String> = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        for name in names {
+            let Some(hidden) = name.strip_prefix('.') else {
+                continue;
+            };
+            if let Some((target, "partial" | "old")) = hidden.rsplit_once('.') {
+                recover_folder(&self.folder.join(target))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts tensors and moments back, bit for bit.
+    ///
+    /// # Errors
+    /// A tensor of the model that the checkpoint lacks, one that the model lacks, or one
+    /// of another shape: the recipe's adapter or task changed.
+    pub fn restore<P: Parameters>(
+        found: &FoundCheckpoint,
+        parameters: &mut P,
+        optimizer: &mut AdamW,
+        device: &Device,
+    ) -> Result<(), TrainError> {
+        let path = found.path.join(TENSORS);
+        let bytes = fs::read(&path).map_err(TrainError::io("read", &path))?;
+        let corrupt = |problem: String| TrainError::Corrupt {
+            path: path.clone(),
+            problem,
+        };
+        let file = SafeTensors::deserialize(&bytes)
+            .map_err(|error| corrupt(format!("is not a safetensors file: {error}")))?;
+        let mut restore = Restore {
+            file: &file,
+            device: device.clone(),
+            restored: Vec::new(),
+            problem: None,
+        };
+        parameters.visit_parameters(&mut restore);
+        if let Some(problem) = restore.problem {
+            return Err(corrupt(problem));
+        }
+        let restored = restore.restored;
+        let mut moments = BTreeMap::new();
+        for name in file.names() {
+            if let Some(parameter) = name.strip_prefix("parameter.") {
+                if !restored.iter().any(|known| known == parameter) {
+                    return Err(corrupt(format!(
+                        "holds `{parameter}`, which the model does not train; resume with the recipe that the run was started with"
+                    )));
+                }
+            } else if let Some(parameter) = name.strip_prefix("exp_avg.") {
+                let values = |prefix: &str| -> Result<Vec<f32>, TrainError> {
+                    let view = file
+                        .tensor(&format!("{prefix}.{parameter}"))
+                        .map_err(|_| corrupt(format!("has no `{prefix}.{parameter}`")))?;
+                    floats(&view)
+                        .ok_or_else(|| corrupt(format!("`{prefix}.{parameter}` is not f32")))
+                };
+                let step = file
+                    .tensor(&format!("step.{parameter}"))
+                    .ok()
+                    .and_then(|view| view.data().try_into().ok().map(u64::from_le_bytes))
+                    .ok_or_else(|| corrupt(format!("has no step of `{parameter}`")))?;
+                moments.insert(
+                    parameter.to_owned(),
+                    SavedMoments {
+                        step,
+                        first: values("exp_avg")?,
+                        second: values("exp_avg_sq")?,
+                    },
+                );
+            }
+        }
+        optimizer.restore(moments, device);
+        Ok(())
+    }
+
+    /// All checkpoint folders, oldest first, complete or not.
+    fn list(&self) -> Result<Vec<(u64, PathBuf)>, TrainError> {
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(TrainError::io("list", &self.folder)(error)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(TrainError::io("list", &self.folder))?;
+            let step = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.strip_prefix(PREFIX))
+                .and_then(|step| step.parse().ok());
+            found.extend(step.map(|step: u64| (step, entry.path())));
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    fn read_state(&self, path: &Path) -> Result<TrainerState, TrainError> {
+        let manifest: Manifest = read_json(&path.join(MANIFEST))?;
+        for (name, entry) in &manifest.files {
+            let (sha256, bytes) = hash_file(&path.join(name))?;
+            if *entry != (FileEntry { bytes, sha256 }) {
+                return Err(TrainError::Corrupt {
+                    path: path.join(name),
+                    problem: "is not what was written".to_owned(),
+                });
+            }
+        }
+        read_json(&path.join(STATE))
+    }
+}
+
+/// Every trainable tensor with its moments as a safetensors file.
+fn tensors<P: Parameters>(parameters: &mut P, optimizer: &AdamW) -> Result<Vec<u8>, TrainError> {
+    struct Collect(Vec<(String, Vec<usize>, Vec<u8>)>);
+    impl ParameterVisitor for Collect {
+        fn visit<const D: usize>(&mut self, name: &str, _: ParameterGroup, tensor: &mut Tensor<D>) {
+            let data = tensor.to_data();
+            assert_eq!(data.dtype(), DType::F32, "trainable tensors are f32");
+            self.0.push((
+                format!("parameter.{name}"),
+                data.shape().to_vec(),
+                data.as_bytes().to_vec(),
+            ));
+        }
+    }
+    let mut collect = Collect(Vec::new());
+    parameters.visit_parameters(&mut collect);
+    let mut parts: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = collect
+        .0
+        .into_iter()
+        .map(|(name, shape, bytes)| (name, Dtype::F32, shape, bytes))
+        .collect();
+    for (name, moments) in optimizer.save() {
+        for (prefix, values) in [("exp_avg", &moments.first), ("exp_avg_sq", &moments.second)] {
+            let bytes = values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
+            parts.push((
+                format!("{prefix}.{name}"),
+                Dtype::F32,
+                vec![values.len()],
+                bytes,
+            ));
+        }
+        parts.push((
+            format!("step.{name}"),
+            Dtype::U64,
+            vec![1],
+            moments.step.to_le_bytes().to_vec(),
+        ));
+    }
+    let views = parts.iter().map(|(name, dtype, shape, bytes)| {
+        (
+            name.as_str(),
+            TensorView::new(*dtype, shape.clone(), bytes)
+                .expect("the length follows from the shape"),
+        )
+    });
+    safetensors::serialize(views, None).map_err(|error| TrainError::Corrupt {
+        path: TENSORS.into(),
+        problem: format!("cannot be written: {error}"),
+    })
+}
+
+struct Restore<'a> {
+    file: &'a SafeTensors<'a>,
+    device: Device,
+    restored: Vec<String>,
+    problem: Option<String>,
+}
+
+impl ParameterVisitor for Restore<'_> {
+    fn visit<const D: usize>(&mut self, name: &str, _: ParameterGroup, tensor: &mut Tensor<D>) {
+        let other_recipe = "resume with the recipe that the run was started with";
+        let Ok(view) = self.file.tensor(&format!("parameter.{name}")) else {
+            self.problem = Some(format!(
+                "has no `{name}`, which the model trains; {other_recipe}"
+            ));
+            return;
+        };
+        let shape = tensor.shape();
+        if view.shape() != shape.as_slice() {
+            self.problem = Some(format!(
+                "`{name}` is {:?} there and {:?} in the model; {other_recipe}",
+                view.shape(),
+                shape.as_slice()
+            ));
+            return;
+        }
+        let Some(values) = floats(&view) else {
+            self.problem = Some(format!("`{name}` is not f32"));
+            return;
+        };
+        *tensor = Tensor::from_data(TensorData::new(values, shape), &self.device)
+            .autodiff()
+            .require_grad();
+        self.restored.push(name.to_owned());
+    }
+}
+
+fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
+    if view.dtype() != Dtype::F32 {
+        return None;
+    }
+    let chunks = view.data().chunks_exact(4);
+    Some(
+        chunks
+            .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optimizer::{AccumulatedGradients, AdamWOptions, LearningRates};
+
+    struct Two {
+        weight: Tensor<2>,
+        bias: Tensor<1>,
+    }
+
+    impl Parameters for Two {
+        fn visit_parameters<V: ParameterVisitor>(&mut self, visitor: &mut V) {
+            visitor.visit("layer.weight", ParameterGroup::Adapter, &mut self.weight);
+            visitor.visit("layer.bias", ParameterGroup::Head, &mut self.bias);
+        }
+    }
+
+    fn device() -> Device {
+        Device::flex().autodiff()
+    }
+
+    fn two(rows: usize) -> Two {
+        let values: Vec<f32> = (0..rows * 2)
+            .map(|index| (index as f32 + 0.1).ln())
+            .collect();
+        Two {
+            weight: Tensor::from_data(TensorData::new(values, [rows, 2]), &device()).require_grad(),
+            bias: Tensor::from_data(
+                TensorData::new(vec![1.0f32 / 3.0, f32::MIN_POSITIVE], [2]),
+                &device(),
+            )
+            .require_grad(),
+        }
+    }
+
+    fn trained() -> (Two, AdamW) {
+        let mut model = two(3);
+        let mut optimizer = AdamW::new(AdamWOptions::default());
+        for _ in 0..3 {
+            let loss = model.weight.clone().sin().sum() + model.bias.clone().exp().sum();
+            let mut gradients = AccumulatedGradients::default();
+            gradients.add(&mut model, &mut loss.backward());
+            optimizer.update(&mut model, gradients, LearningRates::uniform(0.1));
+        }
+        (model, optimizer)
+    }
+
+    fn bits(model: &Two) -> Vec<u32> {
+        let mut all: Vec<f32> = model.weight.to_data().try_to_vec().unwrap();
+        all.extend(model.bias.to_data().try_to_vec::<f32>().unwrap());
+        all.into_iter().map(f32::to_bits).collect()
+    }
+
+    fn state(step: u64) -> TrainerState {
+        let mut state = TrainerState::new("hash".to_owned());
+        state.step = step;
+        state.best = Some(Best {
+            step,
+            metric: Metric::Auroc,
+            value: 0.1 + 0.2,
+        });
+        state
+    }
+
+    fn no_adapter(_: &Two, _: &Path) -> Result<(), TrainError> {
+        Ok(())
+    }
+
+    #[test]
+    fn tensors_moments_and_state_come_back_bit_for_bit() {
+        let home = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(home.path(), 2);
+        let (mut model, optimizer) = trained();
+        checkpoints
+            .write(&mut model, &optimizer, &state(3), no_adapter)
+            .unwrap();
+        let (found, broken) = checkpoints.latest().unwrap();
+        let found = found.unwrap();
+        assert!(broken.is_empty());
+        assert_eq!(found.state, state(3));
+        let mut other = two(3);
+        let mut restored = AdamW::new(AdamWOptions::default());
+        Checkpoints::restore(&found, &mut other, &mut restored, &device()).unwrap();
+        assert_eq!(bits(&other), bits(&model));
+        assert_eq!(restored.save(), optimizer.save());
+        assert!(other.weight.is_require_grad());
+    }
+
+    #[test]
+    fn only_the_newest_are_kept_and_steps_are_compared_as_numbers() {
+        let home = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(home.path(), 2);
+        let (mut model, optimizer) = trained();
+        for step in [9, 10, 100] {
+            checkpoints
+                .write(&mut model, &optimizer, &state(step), no_adapter)
+                .unwrap();
+        }
+        let steps: Vec<u64> = checkpoints
+            .list()
+            .unwrap()
+            .into_iter()
+            .map(|(step, _)| step)
+            .collect();
+        assert_eq!(steps, [10, 100]);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_not_taken_for_a_checkpoint() {
+        let home = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(home.path(), 9);
+        let (mut model, optimizer) = trained();
+        for step in 1..=5 {
+            checkpoints
+                .write(&mut model, &optimizer, &state(step), no_adapter)
+                .unwrap();
+        }
+        let folder = home.path().join("checkpoints");
+        // Killed while filling: the hidden folder. Cut off by a full disk or a crash of
+        // the machine: a file missing, shorter, or with other bytes.
+        fs::create_dir(folder.join(".step-6.partial")).unwrap();
+        fs::remove_file(folder.join("step-5/manifest.json")).unwrap();
+        let tensors = fs::read(folder.join("step-4").join(TENSORS)).unwrap();
+        fs::write(
+            folder.join("step-4").join(TENSORS),
+            &tensors[..tensors.len() - 4],
+        )
+        .unwrap();
+        let mut flipped = fs::read(folder.join("step-3").join(TENSORS)).unwrap();
+        *flipped.last_mut().unwrap() ^= 1;
+        fs::write(folder.join("step-3").join(TENSORS), &flipped).unwrap();
+        let (found, broken) = checkpoints.latest().unwrap();
+        assert_eq!(found.unwrap().state.step, 2);
+        assert_eq!(broken.len(), 3);
+        checkpoints.clean().unwrap();
+        assert!(!folder.join(".step-6.partial").exists());
+    }
+
+    #[test]
+    fn another_models_checkpoint_is_refused_by_tensor_name() {
+        let home = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(home.path(), 1);
+        let (mut model, mut optimizer) = trained();
+        checkpoints
+            .write(&mut model, &optimizer, &state(3), no_adapter)
+            .unwrap();
+        let found = checkpoints.latest().unwrap().0.unwrap();
+        let error = Checkpoints::restore(&found, &mut two(4), &mut optimizer, &device())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("`layer.weight` is [3, 2] there and [4, 2] in the model"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn patience_counts_evaluations_without_a_better_value() {
+        let mut state = TrainerState::new(String::new());
+        for (step, value, better, stopped) in [
+            (1, f64::NAN, false, false),
+            (2, 0.7, true, false),
+            (3, 0.7, false, false),
+            (4, f64::NAN, false, true),
+        ] {
+            state.step = step;
+            assert_eq!(
+                state.evaluated(Metric::Auroc, value, 2),
+                better,
+                "step {step}"
+            );
+            assert_eq!(state.stopped_early, stopped, "step {step}");
+        }
+        assert_eq!(state.best.unwrap().step, 2);
+        let mut state = TrainerState::new(String::new());
+        assert!(state.evaluated(Metric::Loss, 2.0, 1) && state.evaluated(Metric::Loss, 1.0, 1));
+        assert!(
+            !state.evaluated(Metric::Loss, 3.0, 0) && !state.stopped_early,
+            "a patience of 0 never stops"
+        );
+    }
+}

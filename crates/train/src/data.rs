@@ -1,0 +1,261 @@
+//! Cohort, labels and tokenizer become prepared sequences.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use calor_records::{Cohort, Labels, Split};
+use calor_sequence::{
+    PatientTokenizer, Prepared, SampleSet, SequenceOptions, Targets, TaskLabels, ValueStatistics,
+    prepare,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+use crate::artifacts::report::SplitCounts;
+use crate::objective::{ClassCounts, TargetScale};
+use crate::observer::{Observer, Stage};
+use crate::recipe::TaskKind;
+
+/// What an adapter has to know about the patients it was trained on: `task.json` beside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskFile {
+    /// Version of this file's format.
+    pub format: u32,
+    /// The task.
+    pub kind: TaskKind,
+    /// The label sets.
+    pub labels: Vec<String>,
+    /// Classes in the order of the outputs; the labels of a multilabel task.
+    pub classes: Vec<String>,
+    /// Regression: what an output of 0 and a step of 1 mean.
+    pub scale: Option<TargetScale>,
+    /// How patients are written.
+    pub sequence: SequenceOptions,
+    /// Quantiles of the training patients, with which others are written too.
+    pub statistics: ValueStatistics,
+}
+
+/// The version of [`TaskFile`] that is read and written.
+pub const TASK_FORMAT: u32 = 1;
+/// Its name in an adapter's folder.
+pub const TASK_FILE: &str = "task.json";
+
+/// Where patients and their labels come from.
+pub(crate) struct Source<'a> {
+    pub cohort: &'a Path,
+    pub kind: TaskKind,
+    /// Names of label sets, or paths; empty: every subject at its last event.
+    pub labels: Vec<&'a str>,
+    pub sequence: &'a SequenceOptions,
+    /// The checkpoint's folder, for its tokenizer.
+    pub checkpoint: &'a Path,
+    pub cache: &'a Path,
+    /// Of the model's training, where there is one already.
+    pub trained: Option<&'a TaskFile>,
+}
+
+/// Prepared sequences and what belongs to them.
+pub(crate) struct Data {
+    pub prepared: Arc<Prepared>,
+    pub pad_id: u32,
+    pub vocab_size: usize,
+}
+
+/// Where the labels of a task are: a name is a folder of the cohort, anything with a
+/// separator is a path.
+pub fn label_folder(cohort: &Path, name: &str) -> PathBuf {
+    if name.contains(['/', '\\']) {
+        PathBuf::from(name)
+    } else {
+        cohort.join("labels").join(name)
+    }
+}
+
+impl Data {
+    /// Opens everything and prepares the sequences, or takes them from the cache.
+    pub fn load(source: &Source<'_>, observer: &mut dyn Observer) -> Result<Data, TrainError> {
+        observer.stage(Stage::Open);
+        let tokenizer = PatientTokenizer::open(source.checkpoint)?;
+        let cohort = Cohort::open(source.cohort)?;
+        let labels = source.read_labels(&cohort)?;
+        observer.stage(Stage::Prepare);
+        let shared = RefCell::new(&mut *observer);
+        let statistics = source.trained.map(|trained| &trained.statistics);
+        let progress = |progress| shared.borrow_mut().preparing(progress);
+        let prepared = prepare(
+            &cohort,
+            &labels,
+            &tokenizer,
+            source.sequence,
+            statistics,
+            source.cache,
+            &progress,
+        )?;
+        if let Some(reason) = prepared.rebuilt_because() {
+            observer.warning(&format!(
+                "the cached sequences were prepared again: {reason}"
+            ));
+        }
+        Ok(Data {
+            prepared: Arc::new(prepared),
+            pad_id: tokenizer.pad_id(),
+            vocab_size: tokenizer.vocab_size(),
+        })
+    }
+
+    pub fn set(&self, split: Split) -> SampleSet {
+        self.prepared.split(split)
+    }
+
+    /// Samples by class of a set, for class weights.
+    pub fn class_counts(&self, kind: TaskKind, set: &SampleSet) -> ClassCounts {
+        match kind {
+            TaskKind::Binary | TaskKind::Multiclass => {
+                ClassCounts::Classes(self.prepared.class_counts(set))
+            }
+            TaskKind::Regression => ClassCounts::None,
+            TaskKind::Multilabel => {
+                let mut counts = vec![[0u64; 2]; self.prepared.classes().len()];
+                for sample in set.samples() {
+                    if let Targets::Multilabel(labels) =
+                        self.prepared.sample(*sample as usize).targets
+                    {
+                        for (count, label) in counts
+                            .iter_mut()
+                            .zip(labels)
+                            .filter(|(_, label)| !label.is_nan())
+                        {
+                            count[usize::from(label > 0.5)] += 1;
+                        }
+                    }
+                }
+                ClassCounts::Labels(counts)
+            }
+        }
+    }
+
+    /// Mean and standard deviation of a regression's training targets.
+    pub fn target_scale(&self, set: &SampleSet) -> TargetScale {
+        let values: Vec<f64> = set
+            .samples()
+            .iter()
+            .filter_map(
+                |sample| match self.prepared.sample(*sample as usize).targets {
+                    Targets::Real(value) => Some(f64::from(value)),
+                    _ => None,
+                },
+            )
+            .collect();
+        TargetScale::of(&values)
+    }
+
+    /// What a split holds, for the report.
+    pub fn split_counts(&self, kind: TaskKind, set: &SampleSet) -> SplitCounts {
+        let mut patients = BTreeSet::new();
+        let mut tokens = 0;
+        for sample in set.samples() {
+            let sample = self.prepared.sample(*sample as usize);
+            patients.insert(sample.subject_id);
+            tokens += sample.tokens.len() as u64;
+        }
+        let names = self.prepared.classes();
+        let by_class: BTreeMap<String, u64> = match self.class_counts(kind, set) {
+            ClassCounts::Classes(counts) => names.iter().cloned().zip(counts).collect(),
+            ClassCounts::Labels(counts) => names
+                .iter()
+                .cloned()
+                .zip(counts.into_iter().map(|[_, positive]| positive))
+                .collect(),
+            ClassCounts::None => BTreeMap::new(),
+        };
+        SplitCounts {
+            patients: patients.len() as u64,
+            samples: set.len() as u64,
+            tokens,
+            by_class,
+        }
+    }
+}
+
+impl Source<'_> {
+    fn read_labels(&self, cohort: &Cohort) -> Result<TaskLabels, TrainError> {
+        if self.labels.is_empty() {
+            return Ok(TaskLabels::unlabelled(
+                "every subject at its last event",
+                last_events(cohort)?,
+            )?);
+        }
+        let read = |name: &str| -> Result<Labels, TrainError> {
+            let folder = label_folder(self.cohort, name);
+            if !folder.exists() {
+                return Err(TrainError::Task {
+                    task: self.kind.name(),
+                    problem: missing_labels(cohort, &folder, name),
+                });
+            }
+            Ok(Labels::read(&folder)?)
+        };
+        let task = self.labels[0];
+        Ok(match self.kind {
+            TaskKind::Binary => TaskLabels::binary(task, &read(task)?)?,
+            TaskKind::Multiclass => {
+                let classes = self.trained.map(|trained| trained.classes.as_slice());
+                TaskLabels::multiclass(task, &read(task)?, classes)?
+            }
+            TaskKind::Regression => TaskLabels::regression(task, &read(task)?)?,
+            TaskKind::Multilabel => {
+                let labels: Vec<Labels> = self
+                    .labels
+                    .iter()
+                    .map(|name| read(name))
+                    .collect::<Result<_, _>>()?;
+                let pairs: Vec<(&str, &Labels)> =
+                    self.labels.iter().copied().zip(&labels).collect();
+                TaskLabels::multilabel(&pairs)?
+            }
+        })
+    }
+}
+
+fn missing_labels(cohort: &Cohort, folder: &Path, name: &str) -> String {
+    let known = cohort.label_tasks().unwrap_or_default();
+    let problem = format!(
+        "the label set `{name}` is not there: {} does not exist",
+        folder.display()
+    );
+    if known.is_empty() {
+        format!("{problem}, and the cohort has none under `labels/`")
+    } else {
+        format!(
+            "{problem}; the cohort has {}",
+            known
+                .iter()
+                .map(|known| format!("`{known}`"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        )
+    }
+}
+
+/// Every subject with the time of its last event; subjects without a dated event are left out.
+fn last_events(cohort: &Cohort) -> Result<Vec<(i64, i64)>, TrainError> {
+    const ROWS_AT_ONCE: u64 = 1 << 17;
+    let mut samples = Vec::new();
+    for chunk in cohort.chunks(ROWS_AT_ONCE) {
+        for patient in cohort.read_chunk(&chunk, &|_| true)? {
+            let patient = patient?;
+            if let Some(time_us) = patient
+                .events
+                .iter()
+                .filter_map(|event| event.time_us)
+                .max()
+            {
+                samples.push((patient.subject_id, time_us));
+            }
+        }
+    }
+    Ok(samples)
+}

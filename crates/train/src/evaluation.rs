@@ -1,0 +1,550 @@
+//! Scoring patients and evaluating the scores.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use calor_evaluate::{
+    BootstrapOptions, CurveOptions, EvaluateOptions, Metrics, Predictions, curves, evaluate,
+};
+use calor_meter::{Counts, Meter, Purpose};
+use calor_model::{Mode, Model};
+use calor_sequence::{
+    BatchPlan, Order, PlanOptions, Prefetcher, SampleSet, SequenceOptions, Targets,
+};
+
+use crate::TrainError;
+use crate::artifacts::predictions;
+use crate::artifacts::report::{LabelEvaluation, SplitEvaluation};
+use crate::data::{Data, TaskFile};
+use crate::device::DeviceSpec;
+use crate::observer::{Observer, StopFlag};
+use crate::recipe::TaskKind;
+use crate::upload;
+
+/// Samples that are sorted by length and packed together while scoring.
+const SCORED_TOGETHER: usize = 512;
+/// Micro-batches that wait, collated, for the device.
+const PREFETCH: usize = 4;
+/// Points of a scatter plot that a report keeps.
+const SCATTER: usize = 1000;
+
+/// Outputs of a model for patients at prediction times, in the order of subject and time.
+#[derive(Clone, Debug)]
+pub struct Scored {
+    pub(crate) task: TaskFile,
+    pub(crate) subject_ids: Vec<i64>,
+    pub(crate) prediction_times_us: Vec<i64>,
+    pub(crate) targets: Vec<Targets>,
+    /// Logits, or a regression's numbers in their own unit; `[samples, width]`.
+    pub(crate) outputs: Vec<f64>,
+    pub(crate) width: usize,
+}
+
+/// How a set is scored.
+pub(crate) struct Scoring<'a> {
+    pub task: &'a TaskFile,
+    pub sequence: &'a SequenceOptions,
+    pub micro_batch: usize,
+    pub device: DeviceSpec,
+}
+
+impl Scoring<'_> {
+    /// Scores every sample of a set. None when `stop` was set before the end.
+    pub fn score(
+        &self,
+        model: &Model,
+        data: &Data,
+        set: &SampleSet,
+        meter: &mut Meter,
+        observer: &mut dyn Observer,
+        stop: &StopFlag,
+    ) -> Result<Option<Scored>, TrainError> {
+        let model = model.for_inference();
+        let device = model.device().clone();
+        let options = PlanOptions {
+            order: Order::ByLength,
+            global_batch: SCORED_TOGETHER,
+            micro_batch: self.micro_batch,
+            max_tokens: self.sequence.max_tokens,
+            packing: self.sequence.packing,
+        };
+        let plan = BatchPlan::new(&data.prepared, set, options)?;
+        let steps = (0..plan.steps()).map(move |step| plan.step(step));
+        let batches = Prefetcher::new(
+            data.prepared.clone(),
+            steps,
+            data.pad_id,
+            self.device.seq_multiple(),
+            PREFETCH,
+        )
+        .map_err(TrainError::io("start a thread for", "collating batches"))?;
+        let mut found: Vec<(u64, Vec<f32>)> = Vec::with_capacity(set.len());
+        for batch in batches {
+            if stop.is_set() {
+                return Ok(None);
+            }
+            let batch = batch.batch;
+            let outputs = model.forward(&upload::input(&batch, &device), Mode::Infer);
+            let [_, width] = outputs.dims();
+            let values = outputs
+                .try_into_data()
+                .map_err(|error| TrainError::Execution {
+                    doing: "scoring",
+                    problem: error.to_string(),
+                })?;
+            let values: Vec<f32> = values.try_to_vec().map_err(|error| TrainError::Execution {
+                doing: "reading scores",
+                problem: format!("{error:?}"),
+            })?;
+            found.extend(
+                batch
+                    .samples
+                    .iter()
+                    .copied()
+                    .zip(values.chunks(width).map(<[f32]>::to_vec)),
+            );
+            let counts = Counts {
+                sequences: batch.spans.len() as u64,
+                padded_tokens: batch.padded_token_count as u64,
+                tokens: batch.token_count as u64,
+                supervised: batch.supervised_count as u64,
+            };
+            meter.count(Purpose::Evaluation, counts, &[]);
+            observer.scoring(found.len(), set.len());
+        }
+        found.sort_unstable_by_key(|(sample, _)| *sample);
+        Ok(Some(self.assemble(data, &found)))
+    }
+
+    fn assemble(&self, data: &Data, found: &[(u64, Vec<f32>)]) -> Scored {
+        let width = found.first().map_or(1, |(_, outputs)| outputs.len());
+        let mut scored = Scored {
+            task: self.task.clone(),
+            subject_ids: Vec::new(),
+            prediction_times_us: Vec::new(),
+            targets: Vec::new(),
+            outputs: Vec::new(),
+            width,
+        };
+        for (index, outputs) in found {
+            let sample = data.prepared.sample(*index as usize);
+            scored.subject_ids.push(sample.subject_id);
+            scored.prediction_times_us.push(sample.prediction_time_us);
+            scored.targets.push(sample.targets);
+            let number = |output: &f32| match &self.task.scale {
+                Some(scale) => scale.in_own_unit(f64::from(*output)),
+                None => f64::from(*output),
+            };
+            scored.outputs.extend(outputs.iter().map(number));
+        }
+        scored
+    }
+}
+
+impl Scored {
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.subject_ids.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.subject_ids.is_empty()
+    }
+
+    /// Probabilities `[samples, width]`: of the positive class, of each class, of each label;
+    /// a regression's numbers as they are.
+    pub fn probabilities(&self) -> Vec<f64> {
+        match self.task.kind {
+            TaskKind::Binary | TaskKind::Multilabel => {
+                self.outputs.iter().map(|logit| sigmoid(*logit)).collect()
+            }
+            TaskKind::Multiclass => self.outputs.chunks(self.width).flat_map(softmax).collect(),
+            TaskKind::Regression => self.outputs.clone(),
+        }
+    }
+
+    /// The mean loss over known labels, without class weights, as in training: of a
+    /// regression on its scale. None without labels.
+    pub fn loss(&self) -> Option<f64> {
+        let (mut sum, mut count) = (0.0, 0usize);
+        for (outputs, target) in self.outputs.chunks(self.width).zip(&self.targets) {
+            count += target.supervised_count();
+            sum += match target {
+                Targets::Class(class) if self.task.kind == TaskKind::Binary => {
+                    binary_loss(outputs[0], *class == 1)
+                }
+                Targets::Class(class) => log_sum_exp(outputs) - outputs[*class as usize],
+                Targets::Multilabel(labels) => {
+                    let known = outputs
+                        .iter()
+                        .zip(labels)
+                        .filter(|(_, label)| !label.is_nan());
+                    known
+                        .map(|(logit, label)| binary_loss(*logit, *label > 0.5))
+                        .sum()
+                }
+                Targets::Real(value) => {
+                    let deviation = self.task.scale.map_or(1.0, |scale| scale.deviation);
+                    ((outputs[0] - f64::from(*value)) / deviation).powi(2)
+                }
+                Targets::None | Targets::Survival { .. } => 0.0,
+            };
+        }
+        (count > 0).then(|| sum / count as f64)
+    }
+
+    /// Metrics by name, `loss` among them; one that is undefined is none. For the loop.
+    pub(crate) fn quick_metrics(&self) -> Result<BTreeMap<String, Option<f64>>, TrainError> {
+        let mut values = BTreeMap::from([("loss".to_owned(), self.loss())]);
+        if let Some(metrics) = self.metrics(0, 0)? {
+            values.extend(
+                metrics
+                    .scores
+                    .iter()
+                    .map(|(name, score)| (name.clone(), score.value())),
+            );
+        }
+        Ok(values)
+    }
+
+    /// Everything a report says about a split; none where no sample has a label.
+    pub fn evaluation(
+        &self,
+        resamples: usize,
+        seed: u64,
+    ) -> Result<Option<SplitEvaluation>, TrainError> {
+        let Some(metrics) = self.metrics(resamples, seed)? else {
+            return Ok(None);
+        };
+        let rows = self.complete_rows();
+        let mut owned = Owned::new(self, &rows);
+        let options = CurveOptions {
+            class_names: self.class_names(),
+            ..CurveOptions::default()
+        };
+        let curves = match self.task.kind {
+            TaskKind::Regression => Vec::new(),
+            _ => curves(&owned.predictions(self), &options)?,
+        };
+        let scatter = match self.task.kind {
+            TaskKind::Regression => {
+                let every = owned.numbers.len().div_ceil(SCATTER).max(1);
+                owned
+                    .probabilities
+                    .iter()
+                    .zip(&owned.numbers)
+                    .step_by(every)
+                    .map(|(predicted, observed)| [*predicted, *observed])
+                    .collect()
+            }
+            _ => Vec::new(),
+        };
+        let mut labels = Vec::new();
+        if self.task.kind == TaskKind::Multilabel {
+            for (column, name) in self.task.classes.iter().enumerate() {
+                labels.push(LabelEvaluation {
+                    label: name.clone(),
+                    metrics: self.label_metrics(column, resamples, seed)?,
+                });
+            }
+        }
+        owned.probabilities.clear();
+        Ok(Some(SplitEvaluation {
+            samples: self.len() as u64,
+            samples_with_unknown_label: (self.len() - rows.len()) as u64,
+            loss: self.loss(),
+            metrics,
+            curves,
+            labels,
+            scatter,
+        }))
+    }
+
+    /// Writes subject, time, probability and label; see [`predictions`].
+    pub fn write_parquet(&self, path: &Path) -> Result<(), TrainError> {
+        predictions::write(path, self)
+    }
+
+    fn metrics(&self, resamples: usize, seed: u64) -> Result<Option<Metrics>, TrainError> {
+        let rows = self.complete_rows();
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let owned = Owned::new(self, &rows);
+        let patients: Vec<i64> = rows.iter().map(|row| self.subject_ids[*row]).collect();
+        let options = EvaluateOptions {
+            bootstrap: BootstrapOptions {
+                resamples,
+                seed,
+                ..BootstrapOptions::default()
+            },
+            class_names: self.class_names(),
+        };
+        Ok(Some(evaluate(
+            &owned.predictions(self),
+            &patients,
+            &options,
+        )?))
+    }
+
+    /// One label of a multilabel task, over the samples where it is known.
+    fn label_metrics(
+        &self,
+        column: usize,
+        resamples: usize,
+        seed: u64,
+    ) -> Result<Option<Metrics>, TrainError> {
+        let (mut probabilities, mut targets, mut patients) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, target) in self.targets.iter().enumerate() {
+            if let Targets::Multilabel(labels) = target
+                && !labels[column].is_nan()
+            {
+                probabilities.push(sigmoid(self.outputs[row * self.width + column]));
+                targets.push(labels[column] > 0.5);
+                patients.push(self.subject_ids[row]);
+            }
+        }
+        if targets.is_empty() {
+            return Ok(None);
+        }
+        let options = EvaluateOptions {
+            bootstrap: BootstrapOptions {
+                resamples,
+                seed,
+                ..BootstrapOptions::default()
+            },
+            class_names: Vec::new(),
+        };
+        Ok(Some(evaluate(
+            &Predictions::Binary {
+                probabilities: &probabilities,
+                targets: &targets,
+            },
+            &patients,
+            &options,
+        )?))
+    }
+
+    /// Samples whose labels are all known.
+    fn complete_rows(&self) -> Vec<usize> {
+        let complete = |target: &Targets| match target {
+            Targets::None | Targets::Survival { .. } => false,
+            Targets::Multilabel(labels) => !labels.iter().any(|label| label.is_nan()),
+            Targets::Class(_) | Targets::Real(_) => true,
+        };
+        (0..self.len())
+            .filter(|row| complete(&self.targets[*row]))
+            .collect()
+    }
+
+    fn class_names(&self) -> Vec<String> {
+        match self.task.kind {
+            TaskKind::Multiclass | TaskKind::Multilabel => self.task.classes.clone(),
+            TaskKind::Binary | TaskKind::Regression => Vec::new(),
+        }
+    }
+}
+
+/// The columns that the metrics borrow.
+struct Owned {
+    probabilities: Vec<f64>,
+    flags: Vec<bool>,
+    classes: Vec<usize>,
+    numbers: Vec<f64>,
+}
+
+impl Owned {
+    fn new(scored: &Scored, rows: &[usize]) -> Owned {
+        let all = scored.probabilities();
+        let mut owned = Owned {
+            probabilities: Vec::with_capacity(rows.len() * scored.width),
+            flags: Vec::new(),
+            classes: Vec::new(),
+            numbers: Vec::new(),
+        };
+        for &row in rows {
+            owned
+                .probabilities
+                .extend_from_slice(&all[row * scored.width..(row + 1) * scored.width]);
+            match &scored.targets[row] {
+                Targets::Class(class) if scored.task.kind == TaskKind::Binary => {
+                    owned.flags.push(*class == 1)
+                }
+                Targets::Class(class) => owned.classes.push(*class as usize),
+                Targets::Multilabel(labels) => {
+                    owned.flags.extend(labels.iter().map(|label| *label > 0.5))
+                }
+                Targets::Real(value) => owned.numbers.push(f64::from(*value)),
+                Targets::None | Targets::Survival { .. } => {}
+            }
+        }
+        owned
+    }
+
+    fn predictions(&self, scored: &Scored) -> Predictions<'_> {
+        match scored.task.kind {
+            TaskKind::Binary => Predictions::Binary {
+                probabilities: &self.probabilities,
+                targets: &self.flags,
+            },
+            TaskKind::Multiclass => Predictions::Multiclass {
+                classes: scored.width,
+                probabilities: &self.probabilities,
+                targets: &self.classes,
+            },
+            TaskKind::Multilabel => Predictions::Multilabel {
+                labels: scored.width,
+                probabilities: &self.probabilities,
+                targets: &self.flags,
+            },
+            TaskKind::Regression => Predictions::Regression {
+                predicted: &self.probabilities,
+                targets: &self.numbers,
+            },
+        }
+    }
+}
+
+fn sigmoid(logit: f64) -> f64 {
+    1.0 / (1.0 + (-logit).exp())
+}
+
+fn log_sum_exp(logits: &[f64]) -> f64 {
+    let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    highest
+        + logits
+            .iter()
+            .map(|logit| (logit - highest).exp())
+            .sum::<f64>()
+            .ln()
+}
+
+fn softmax(logits: &[f64]) -> Vec<f64> {
+    let whole = log_sum_exp(logits);
+    logits.iter().map(|logit| (logit - whole).exp()).collect()
+}
+
+/// `−log p` or `−log(1 − p)` from the logit, without overflow.
+fn binary_loss(logit: f64, label: bool) -> f64 {
+    let toward = if label { logit } else { -logit };
+    (-toward).max(0.0) + (-toward.abs()).exp().ln_1p()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::objective::TargetScale;
+
+    pub(crate) fn scored(
+        kind: TaskKind,
+        classes: &[&str],
+        outputs: &[f64],
+        width: usize,
+        targets: Vec<Targets>,
+    ) -> Scored {
+        let task = TaskFile {
+            format: crate::data::TASK_FORMAT,
+            kind,
+            labels: vec!["task".to_owned()],
+            classes: classes.iter().map(|name| (*name).to_owned()).collect(),
+            scale: None,
+            sequence: SequenceOptions::default(),
+            statistics: Default::default(),
+        };
+        let count = targets.len() as i64;
+        Scored {
+            task,
+            subject_ids: (1..=count).collect(),
+            prediction_times_us: (1..=count).map(|time| time * 1_000_000).collect(),
+            targets,
+            outputs: outputs.to_vec(),
+            width,
+        }
+    }
+
+    #[test]
+    fn the_loss_is_that_of_training() {
+        let binary = scored(
+            TaskKind::Binary,
+            &["false", "true"],
+            &[0.3, -1.2],
+            1,
+            vec![Targets::Class(1), Targets::Class(0)],
+        );
+        let expected = ((1.0 + (-0.3f64).exp()).ln() + (1.0 + (-1.2f64).exp()).ln()) / 2.0;
+        assert!((binary.loss().unwrap() - expected).abs() < 1e-12);
+        let extreme = scored(
+            TaskKind::Binary,
+            &["false", "true"],
+            &[-1000.0],
+            1,
+            vec![Targets::Class(1)],
+        );
+        assert_eq!(extreme.loss(), Some(1000.0));
+        let classes = scored(
+            TaskKind::Multiclass,
+            &["a", "b"],
+            &[1.0, 1.0],
+            2,
+            vec![Targets::Class(0)],
+        );
+        assert!((classes.loss().unwrap() - 2f64.ln()).abs() < 1e-12);
+        assert_eq!(classes.probabilities(), [0.5, 0.5]);
+        let mut real = scored(
+            TaskKind::Regression,
+            &[],
+            &[7.0],
+            1,
+            vec![Targets::Real(3.0)],
+        );
+        real.task.scale = Some(TargetScale {
+            mean: 1.0,
+            deviation: 2.0,
+        });
+        assert_eq!(real.loss(), Some(4.0));
+        let unlabelled = scored(
+            TaskKind::Binary,
+            &["false", "true"],
+            &[0.0],
+            1,
+            vec![Targets::None],
+        );
+        assert_eq!(unlabelled.loss(), None);
+        assert!(unlabelled.evaluation(100, 0).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_label_that_is_not_known_is_left_out_of_its_metrics() {
+        let nan = f32::NAN;
+        let targets = [[1.0, 0.0], [0.0, nan], [1.0, 1.0], [0.0, 0.0]]
+            .map(|labels| Targets::Multilabel(labels.to_vec()));
+        let outputs = [2.0, -1.0, -2.0, 5.0, 1.0, 1.0, -1.0, 0.0];
+        let scored = scored(
+            TaskKind::Multilabel,
+            &["first", "second"],
+            &outputs,
+            2,
+            targets.to_vec(),
+        );
+        let evaluation = scored.evaluation(100, 0).unwrap().unwrap();
+        assert_eq!(evaluation.samples_with_unknown_label, 1);
+        assert_eq!(evaluation.metrics.rows, 3);
+        let rows: Vec<usize> = evaluation
+            .labels
+            .iter()
+            .map(|label| label.metrics.as_ref().unwrap().rows)
+            .collect();
+        assert_eq!(rows, [4, 3]);
+        assert_eq!(
+            evaluation.labels[0]
+                .metrics
+                .as_ref()
+                .unwrap()
+                .score("auroc")
+                .unwrap()
+                .value(),
+            Some(1.0)
+        );
+    }
+}

@@ -1,0 +1,122 @@
+//! How a run tells what it is doing, and how it is asked to stop. Nothing here prints.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use calor_meter::Quantity;
+
+use crate::artifacts::metrics::EvaluationLine;
+use crate::recipe::Metric;
+
+/// What a run does before, between and after its steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Opening and checking cohort, labels and checkpoint.
+    Open,
+    /// Turning patients into sequences.
+    Prepare,
+    /// Reading the checkpoint's weights.
+    Load,
+    /// Watching the machine at rest.
+    Idle,
+    /// Optimizer steps.
+    Train,
+    /// Scoring patients of a split.
+    Evaluate,
+    /// Computing metrics and intervals, writing reports.
+    Report,
+}
+
+/// An optimizer step that was done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepProgress {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Steps of the run.
+    pub total_steps: u64,
+    /// Epochs done, as a fraction.
+    pub epoch: f64,
+    /// Mean loss over the step's labels.
+    pub loss: f64,
+    /// Learning rate of the adapter.
+    pub learning_rate: f64,
+    /// Tokens a second over the last steps, padding excluded.
+    pub tokens_per_s: Option<f64>,
+    /// Power over the last seconds.
+    pub watts: Quantity,
+    /// Seconds to the end of the steps, from the time of the last ones.
+    pub remaining_s: Option<f64>,
+}
+
+/// What wants to know how a run goes. Every method does nothing unless it is overridden.
+pub trait Observer {
+    /// A stage begins.
+    fn stage(&mut self, stage: Stage) {
+        let _ = stage;
+    }
+
+    /// Rows of the cohort gone through while preparing sequences.
+    fn preparing(&mut self, progress: calor_sequence::Progress) {
+        let _ = progress;
+    }
+
+    /// The run goes on from a checkpoint.
+    fn resumed(&mut self, checkpoint: &Path, step: u64) {
+        let _ = (checkpoint, step);
+    }
+
+    /// An optimizer step was done.
+    fn step(&mut self, progress: &StepProgress) {
+        let _ = progress;
+    }
+
+    /// Samples of an evaluation that are scored.
+    fn scoring(&mut self, done: usize, total: usize) {
+        let _ = (done, total);
+    }
+
+    /// The `tuning` patients were evaluated; `watched` decides on the best model.
+    fn evaluated(&mut self, evaluation: &EvaluationLine, watched: Metric) {
+        let _ = (evaluation, watched);
+    }
+
+    /// A checkpoint was written.
+    fn checkpoint(&mut self, path: &Path) {
+        let _ = path;
+    }
+
+    /// Something that is no error and that a person should know.
+    fn warning(&mut self, message: &str) {
+        let _ = message;
+    }
+}
+
+/// An observer that does nothing.
+impl Observer for () {}
+
+/// Asks a run to stop at the end of its step. Clones share the flag; a signal handler sets it.
+#[derive(Clone, Debug, Default)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+impl StopFlag {
+    /// A flag that is not set.
+    pub fn new() -> StopFlag {
+        StopFlag::default()
+    }
+
+    /// Asks to stop.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it was asked to stop.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// The flag itself, for `signal_hook::flag::register`.
+    pub fn shared(&self) -> Arc<AtomicBool> {
+        self.0.clone()
+    }
+}

@@ -1,0 +1,546 @@
+//! The training loop. There is one, and it is read from top to bottom.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use calor_meter::{Counts, Meter, Phase, Purpose};
+use calor_model::{Checkpoint, Mode, Model};
+use calor_records::Split;
+use calor_sequence::{
+    BatchPlan, Order, PlanOptions, PrefetchedBatch, Prefetcher, Prepared, SampleSet, Step,
+};
+
+use crate::TrainError;
+use crate::artifacts::metrics::{EvaluationLine, MetricsFile, MetricsLine, StepLine};
+use crate::artifacts::report::Report;
+use crate::artifacts::tensorboard::TensorBoard;
+use crate::checkpoint::{Checkpoints, Session, TrainerState};
+use crate::data::{Data, Source, TASK_FORMAT, TaskFile};
+use crate::device::synchronise;
+use crate::evaluation::Scoring;
+use crate::finish::{Finished, finish};
+use crate::objective::Objective;
+use crate::observer::{Observer, Stage, StepProgress, StopFlag};
+use crate::optimizer::{AdamWOptions, LearningRates};
+use crate::recipe::{AdapterKind, Metric, Recipe, TaskKind};
+use crate::run_folder::RunFolder;
+use crate::schedule::Schedule;
+use crate::seed::derive;
+use crate::session::{
+    Hashing, RunOptions, describe_work, fill_adapter, misfit, model_options, save_adapter,
+};
+use crate::step::TrainStep;
+use crate::upload;
+
+/// Micro-batches that wait, collated, for the device.
+const PREFETCH: usize = 4;
+/// First steps of a process that a GPU compiles and tunes in: measured apart.
+const WARM_UP_STEPS: u64 = 3;
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum TrainOutcome {
+    /// All is done and written.
+    Finished(Box<Report>),
+    /// It was asked to stop; `--resume` goes on from the checkpoint.
+    Stopped {
+        /// Optimizer steps done.
+        step: u64,
+        /// Where the run goes on from.
+        checkpoint: PathBuf,
+    },
+}
+
+/// Runs a recipe, from the cohort to the report.
+///
+/// # Errors
+/// Whatever is wrong with recipe, cohort, checkpoint, device or disk; a loss that is not
+/// finite; an adapter that does not move.
+pub fn train(
+    options: &RunOptions,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+) -> Result<TrainOutcome, TrainError> {
+    let recipe = &options.recipe;
+    let seed = recipe.train.seed;
+
+    // Seeds come first. What the loop itself draws (order, dropout) follows by hashing from
+    // the seed and the step; the device's own generator is used by nothing of ours.
+    let device = options.device.open()?;
+    device.seed(derive(seed, "device", &[]));
+
+    // The run's folder is ours from here on.
+    let folder = RunFolder::open(&options.out, recipe, options.resume)?;
+    let checkpoints = Checkpoints::new(folder.path(), recipe.train.keep_checkpoints);
+
+    // Patients and checkpoint, checked before a weight is read.
+    let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    let data = Data::load(&source(options), observer)?;
+    if let Some(problem) = misfit(recipe, &checkpoint, &data) {
+        return Err(TrainError::Task {
+            task: recipe.task.kind.name(),
+            problem,
+        });
+    }
+    let training = data.set(Split::Train);
+    let tuning = data.set(Split::Tuning);
+    let plan = RunPlan::new(recipe, &data, &training)?;
+    let task = task_file(recipe, &data, &training);
+    let counts = data.class_counts(recipe.task.kind, &training);
+    let objective = Objective::new(
+        recipe.task.kind,
+        &recipe.task.class_weights,
+        &counts,
+        task.scale,
+    )
+    .map_err(|problem| TrainError::Task {
+        task: recipe.task.kind.name(),
+        problem,
+    })?;
+    if tuning.is_empty() {
+        observer.warning("no labelled patient is in the split `tuning`: nothing decides on the best model, the last one is kept");
+    }
+
+    // The model: frozen backbone, adapter, head.
+    observer.stage(Stage::Load);
+    let hashing = Hashing::start(&options.checkpoint);
+    let mut model = Model::load(
+        &checkpoint,
+        &model_options(recipe, &checkpoint, task.classes.len()),
+        &device,
+    )?;
+    let adamw = AdamWOptions {
+        beta_1: recipe.train.beta_1,
+        beta_2: recipe.train.beta_2,
+        epsilon: recipe.train.epsilon,
+        weight_decay: recipe.train.weight_decay,
+    };
+    let mut train_step = TrainStep::new(
+        adamw,
+        recipe.train.max_grad_norm,
+        recipe.adapter.kind == AdapterKind::Lora,
+    );
+    let schedule = plan.schedule(recipe);
+
+    // Where the run stands: at its beginning, or at its newest complete checkpoint.
+    let data_hash = data.prepared.report().hash.clone();
+    let mut state = TrainerState::new(data_hash.clone());
+    let mut last_checkpoint = None;
+    let (found, broken) = checkpoints.latest()?;
+    for path in broken {
+        observer.warning(&format!(
+            "{} is not complete and is passed over",
+            path.display()
+        ));
+    }
+    if let Some(found) = found {
+        if found.state.data_hash != data_hash {
+            return Err(TrainError::RunFolder { path: options.out.clone(), problem: "the cohort, its labels or the tokenizer changed since the run was started; start it anew with another --out".to_owned() });
+        }
+        Checkpoints::restore(&found, &mut model, &mut train_step.optimizer, &device)?;
+        train_step.adapter_has_moved();
+        observer.resumed(&found.path, found.state.step);
+        state = found.state;
+        last_checkpoint = Some(found.path);
+    }
+    let first_step = state.step + 1;
+    let (mut metrics, mut lines) = MetricsFile::open(folder.path(), state.step)?;
+    let mut board = TensorBoard::open(folder.path(), first_step)?;
+
+    // The meter watches the machine at rest, then in windows.
+    let mut meter = Meter::open(&recipe.energy, &options.device.metered(&device))
+        .map_err(|error| TrainError::Meter(Box::new(error)))?;
+    observer.stage(Stage::Idle);
+    meter.measure_idle();
+    describe_work(&mut meter, &model, options.device, recipe.model.dtype)?;
+
+    // The loop.
+    observer.stage(Stage::Train);
+    let watched = recipe
+        .evaluate
+        .metric
+        .unwrap_or(Metric::default_of(recipe.task.kind));
+    let scoring = Scoring {
+        task: &task,
+        sequence: &recipe.sequence,
+        micro_batch: recipe
+            .evaluate
+            .micro_batch
+            .unwrap_or(recipe.train.micro_batch),
+        device: options.device,
+    };
+    let mut batches = Prefetcher::new(
+        data.prepared.clone(),
+        plan.steps_from(state.step),
+        data.pad_id,
+        options.device.seq_multiple(),
+        PREFETCH,
+    )
+    .map_err(TrainError::io("start a thread for", "collating batches"))?;
+    let mut seconds_a_step = None;
+    let mut window = None;
+    loop {
+        // An evaluation that is due, or that a signal cut off before the run was resumed.
+        let due = state.step > 0
+            && (state.step.is_multiple_of(recipe.evaluate.every_steps)
+                || state.step == plan.total_steps);
+        if due && !tuning.is_empty() && state.evaluated_step != Some(state.step) && !stop.is_set() {
+            let started = std::time::Instant::now();
+            let device = model.device().clone();
+            let scored = meter.within(
+                Purpose::Evaluation,
+                || drop(device.sync()),
+                |meter| {
+                    let started = std::time::Instant::now();
+                    let scored = scoring.score(&model, &data, &tuning, meter, observer, stop);
+                    meter.add_phase(Phase::Evaluation, started.elapsed().as_secs_f64());
+                    scored
+                },
+            )?;
+            if let Some(scored) = scored {
+                let values = scored.quick_metrics()?;
+                let value = values
+                    .get(watched.name())
+                    .copied()
+                    .flatten()
+                    .unwrap_or(f64::NAN);
+                let best = state.evaluated(watched, value, recipe.evaluate.patience);
+                if best {
+                    save_adapter(&model, &task, &recipe.model.id, &folder.adapter())?;
+                }
+                let line = EvaluationLine {
+                    step: state.step,
+                    epoch: plan.epochs(state.step),
+                    elapsed_s: started.elapsed().as_secs_f64(),
+                    metrics: values,
+                    best,
+                };
+                for (name, value) in line
+                    .metrics
+                    .iter()
+                    .filter_map(|(name, value)| value.map(|value| (name, value)))
+                {
+                    board.scalar(&format!("tuning/{name}"), value, state.step)?;
+                }
+                board.flush()?;
+                observer.evaluated(&line, watched);
+                let line = MetricsLine::Evaluation(line);
+                metrics.write(&line)?;
+                lines.push(line);
+            }
+            observer.stage(Stage::Train);
+        }
+
+        // A checkpoint: regularly, at the end, and when the run is asked to stop.
+        let done = state.step >= plan.total_steps || state.stopped_early;
+        let regular = state.step.is_multiple_of(
+            recipe
+                .train
+                .checkpoint_every_steps
+                .unwrap_or(recipe.evaluate.every_steps),
+        );
+        let written = last_checkpoint.as_deref() == Some(checkpoints.path_of(state.step).as_path())
+            && state.step < first_step;
+        if !written && (done || stop.is_set() || (regular && state.step >= first_step)) {
+            synchronise(&device, "writing a checkpoint")?;
+            meter.end();
+            window = None;
+            let mut saved = state.clone();
+            if state.step >= first_step {
+                saved.earlier_sessions.push(Session {
+                    first_step,
+                    last_step: state.step,
+                    meter: meter.report(),
+                });
+            }
+            let path = checkpoints.write(
+                &mut model,
+                &train_step.optimizer,
+                &saved,
+                |model, folder| fill_adapter(model, &task, &recipe.model.id, folder),
+            )?;
+            observer.checkpoint(&path);
+            last_checkpoint = Some(path);
+        }
+        if done {
+            break;
+        }
+        if stop.is_set() {
+            return Ok(TrainOutcome::Stopped {
+                step: state.step,
+                checkpoint: checkpoints.path_of(state.step),
+            });
+        }
+
+        // One optimizer step.
+        let step = state.step + 1;
+        let warm_up = options.device.is_asynchronous() && step < first_step + WARM_UP_STEPS;
+        let purpose = if warm_up {
+            Purpose::WarmUp
+        } else {
+            Purpose::Training
+        };
+        if window != Some(purpose) {
+            synchronise(&device, "training")?;
+            meter.begin(purpose);
+            window = Some(purpose);
+        }
+        let factor = schedule.factor(state.step);
+        let rates = LearningRates {
+            adapter: recipe.train.learning_rate * factor,
+            head: recipe
+                .train
+                .head_learning_rate
+                .unwrap_or(recipe.train.learning_rate)
+                * factor,
+        };
+        let Some(first) = meter.time(Phase::Data, || batches.next()) else {
+            unreachable!("the plan has a batch for every step");
+        };
+        let supervised = first.step_supervised_count.max(1) as f64;
+        let others = first.micro_count - 1;
+        let micro_batches = std::iter::once(first).chain(batches.by_ref().take(others));
+        let forward = |model: &Model, batch: PrefetchedBatch, meter: &mut Meter| {
+            count(meter, purpose, &batch);
+            let dropout_seed = derive(seed, "dropout", &[step, batch.micro as u64]);
+            let outputs = model.forward(
+                &upload::input(&batch.batch, &device),
+                Mode::Train { dropout_seed },
+            );
+            Ok(objective.loss(outputs, &batch.batch.targets, &device))
+        };
+        let result = train_step
+            .run(
+                &mut model,
+                micro_batches,
+                forward,
+                supervised,
+                rates,
+                step,
+                &mut meter,
+            )
+            .map_err(|error| after(error, last_checkpoint.as_deref()))?;
+        state.step = step;
+        if !result.unmoved.is_empty() {
+            observer.warning(&format!(
+                "{} adapter tensors did not move at the first update, among them {}",
+                result.unmoved.len(),
+                result.unmoved[0]
+            ));
+        }
+
+        // What the step was, for people and files.
+        let reading = meter.finish_step();
+        let live = meter.live();
+        seconds_a_step = Some(seconds_a_step.map_or(reading.elapsed_s, |before: f64| {
+            0.9 * before + 0.1 * reading.elapsed_s
+        }));
+        let line = StepLine {
+            step,
+            epoch: plan.epochs(step),
+            loss: result.loss,
+            grad_norm: result.grad_norm,
+            learning_rate: rates.adapter,
+            head_learning_rate: rates.head,
+            elapsed_s: reading.elapsed_s,
+            data_s: reading.data_s,
+            forward_s: reading.forward_s,
+            backward_s: reading.backward_s,
+            optimizer_s: reading.optimizer_s,
+            tokens: reading.counts.tokens,
+            padded_tokens: reading.counts.padded_tokens,
+            supervised: reading.counts.supervised,
+            tokens_per_s: reading.tokens_per_s,
+            watts: live.watts.value(),
+        };
+        for (tag, value) in [
+            ("train/loss", line.loss),
+            ("train/grad_norm", line.grad_norm),
+            ("train/learning_rate", line.learning_rate),
+        ] {
+            board.scalar(tag, value, step)?;
+        }
+        for (tag, value) in [
+            ("speed/tokens_per_s", line.tokens_per_s),
+            ("energy/watts", line.watts),
+        ] {
+            if let Some(value) = value {
+                board.scalar(tag, value, step)?;
+            }
+        }
+        board.flush()?;
+        observer.step(&StepProgress {
+            step,
+            total_steps: plan.total_steps,
+            epoch: line.epoch,
+            loss: line.loss,
+            learning_rate: line.learning_rate,
+            tokens_per_s: live.tokens_per_s,
+            watts: live.watts,
+            remaining_s: seconds_a_step.map(|seconds| seconds * (plan.total_steps - step) as f64),
+        });
+        let line = MetricsLine::Step(line);
+        metrics.write(&line)?;
+        lines.push(line);
+    }
+    drop(batches);
+
+    // The best model is kept, evaluated on patients that nothing was decided on, and reported.
+    let finished = Finished {
+        options,
+        folder: &folder,
+        data: &data,
+        task: &task,
+        objective: &objective,
+        plan: &plan,
+        state: &state,
+        lines: &lines,
+        scoring: &scoring,
+    };
+    match finish(&finished, &mut model, &mut meter, hashing, observer, stop)? {
+        Some(report) => Ok(TrainOutcome::Finished(Box::new(report))),
+        None => Ok(TrainOutcome::Stopped {
+            step: state.step,
+            checkpoint: checkpoints.path_of(state.step),
+        }),
+    }
+}
+
+/// Where the patients of a run come from.
+pub(crate) fn source(options: &RunOptions) -> Source<'_> {
+    let recipe = &options.recipe;
+    Source {
+        cohort: &recipe.cohort.path,
+        kind: recipe.task.kind,
+        labels: recipe.task.labels.names(),
+        sequence: &recipe.sequence,
+        checkpoint: &options.checkpoint,
+        cache: &options.cache,
+        trained: None,
+    }
+}
+
+/// What other patients have to be treated with as those of the training were.
+pub(crate) fn task_file(recipe: &Recipe, data: &Data, training: &SampleSet) -> TaskFile {
+    TaskFile {
+        format: TASK_FORMAT,
+        kind: recipe.task.kind,
+        labels: recipe
+            .task
+            .labels
+            .names()
+            .into_iter()
+            .map(str::to_owned)
+            .collect(),
+        classes: data.prepared.classes().to_vec(),
+        scale: (recipe.task.kind == TaskKind::Regression).then(|| data.target_scale(training)),
+        sequence: recipe.sequence.clone(),
+        statistics: data.prepared.statistics().clone(),
+    }
+}
+
+/// All steps of a run: which epoch each is of, and what it holds.
+pub(crate) struct RunPlan {
+    prepared: Arc<Prepared>,
+    set: SampleSet,
+    seed: u64,
+    options: PlanOptions,
+    pub steps_per_epoch: u64,
+    pub total_steps: u64,
+}
+
+impl RunPlan {
+    pub fn new(recipe: &Recipe, data: &Data, set: &SampleSet) -> Result<RunPlan, TrainError> {
+        if set.is_empty() {
+            return Err(TrainError::Task { task: recipe.task.kind.name(), problem: "no labelled patient is in the split `train`; see metadata/subject_splits.parquet and the label set".to_owned() });
+        }
+        let seed = derive(recipe.train.seed, "order", &[]);
+        let options = PlanOptions {
+            order: Order::Shuffled { seed, epoch: 0 },
+            global_batch: recipe.train.global_batch,
+            micro_batch: recipe.train.micro_batch,
+            max_tokens: recipe.sequence.max_tokens,
+            packing: recipe.sequence.packing,
+        };
+        let steps_per_epoch = BatchPlan::new(&data.prepared, set, options)?.steps() as u64;
+        let all = steps_per_epoch * recipe.train.epochs;
+        let total_steps = recipe.train.max_steps.map_or(all, |most| most.min(all));
+        Ok(RunPlan {
+            prepared: data.prepared.clone(),
+            set: set.clone(),
+            seed,
+            options,
+            steps_per_epoch,
+            total_steps,
+        })
+    }
+
+    /// Epochs done after `step` steps.
+    pub fn epochs(&self, step: u64) -> f64 {
+        step as f64 / self.steps_per_epoch as f64
+    }
+
+    pub fn schedule(&self, recipe: &Recipe) -> Schedule {
+        let section = &recipe.train.schedule;
+        let warmup = section.warmup_steps.unwrap_or_else(|| {
+            Schedule::warmup_from_fraction(section.warmup_fraction.unwrap_or(0.0), self.total_steps)
+        });
+        Schedule::new(section.kind, warmup, self.total_steps)
+    }
+
+    /// The steps after the first `done`, through all epochs.
+    pub fn steps_from(&self, done: u64) -> impl Iterator<Item = Step> + Send + use<> {
+        let (prepared, set, seed, options) = (
+            self.prepared.clone(),
+            self.set.clone(),
+            self.seed,
+            self.options,
+        );
+        let (steps_per_epoch, total_steps) = (self.steps_per_epoch, self.total_steps);
+        let mut plan: Option<(u64, BatchPlan)> = None;
+        (done..total_steps).map(move |step| {
+            let (epoch, within) = (step / steps_per_epoch, step % steps_per_epoch);
+            if plan.as_ref().map(|(of, _)| *of) != Some(epoch) {
+                let options = PlanOptions {
+                    order: Order::Shuffled { seed, epoch },
+                    ..options
+                };
+                plan = Some((
+                    epoch,
+                    BatchPlan::new(&prepared, &set, options)
+                        .expect("the first epoch's plan was made of the same samples"),
+                ));
+            }
+            let (_, plan) = plan.as_ref().expect("it was made above");
+            plan.step(within as usize)
+        })
+    }
+}
+
+/// Tells the meter what a micro-batch holds.
+pub(crate) fn count(meter: &mut Meter, purpose: Purpose, batch: &PrefetchedBatch) {
+    let batch = &batch.batch;
+    let counts = Counts {
+        sequences: batch.spans.len() as u64,
+        padded_tokens: batch.padded_token_count as u64,
+        tokens: batch.token_count as u64,
+        supervised: batch.supervised_count as u64,
+    };
+    let lengths: Vec<usize> = batch.spans.iter().map(|span| span.length).collect();
+    meter.count(purpose, counts, &lengths);
+}
+
+/// Names the last good checkpoint in the watchdog's error.
+fn after(error: TrainError, checkpoint: Option<&Path>) -> TrainError {
+    match error {
+        TrainError::NonFinite {
+            what, value, step, ..
+        } => TrainError::NonFinite {
+            what,
+            value,
+            step,
+            last_checkpoint: checkpoint.map(Path::to_owned),
+        },
+        other => other,
+    }
+}

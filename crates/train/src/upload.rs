@@ -1,0 +1,78 @@
+//! From host batches to the device: the only place that knows both.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use calor_model::{ModelInput, SampleSpan};
+use calor_sequence::{HostBatch, Targets};
+
+/// Tensors of a micro-batch on `device`.
+pub(crate) fn input(batch: &HostBatch, device: &Device) -> ModelInput {
+    let matrix = |values: &[i32]| integers(values, [batch.rows, batch.seq], device);
+    ModelInput {
+        input_ids: matrix(&batch.input_ids),
+        positions: matrix(&batch.positions),
+        segments: matrix(&batch.segments),
+        samples: batch
+            .spans
+            .iter()
+            .map(|span| SampleSpan {
+                row: span.row,
+                start: span.start,
+                length: span.length,
+            })
+            .collect(),
+    }
+}
+
+/// Class numbers, `[samples]`.
+///
+/// # Panics
+/// When a target is no class: the task and its labels were checked when they were read.
+pub(crate) fn classes(targets: &[Targets], device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i32> = targets
+        .iter()
+        .map(|target| match target {
+            Targets::Class(class) => *class,
+            other => unreachable!("a class is expected, not {other:?}"),
+        })
+        .collect();
+    integers(&values, [values.len()], device)
+}
+
+/// Numbers, `[samples, width]`: real targets, classes as numbers, or labels with NaN where
+/// one is not known.
+pub(crate) fn numbers(targets: &[Targets], device: &Device) -> Tensor<2> {
+    let mut values = Vec::new();
+    for target in targets {
+        match target {
+            Targets::Class(class) => values.push(*class as f32),
+            Targets::Real(value) => values.push(*value),
+            Targets::Multilabel(labels) => values.extend_from_slice(labels),
+            Targets::None | Targets::Survival { .. } => {
+                unreachable!("a number is expected, not {target:?}")
+            }
+        }
+    }
+    let width = values.len() / targets.len().max(1);
+    floats(values, [targets.len(), width], device)
+}
+
+/// A float tensor, f32 whatever the device's default type is.
+pub(crate) fn floats<const D: usize>(
+    values: Vec<f32>,
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+}
+
+/// An integer tensor.
+pub(crate) fn integers<const D: usize>(
+    values: &[i32],
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D, Int> {
+    Tensor::from_data(
+        TensorData::new(values.to_vec(), shape),
+        (device, DType::I32),
+    )
+}
