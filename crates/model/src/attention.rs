@@ -5,10 +5,10 @@ use burn::tensor::{Int, Tensor};
 use calor_kernels::AttentionOptions;
 
 use crate::linear::Linear;
-use crate::model::Run;
 use crate::norm::RmsNorm;
 use crate::parameter::Visit;
 use crate::rope::Angles;
+use crate::run::Run;
 
 /// What padding sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

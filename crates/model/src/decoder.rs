@@ -8,15 +8,17 @@ use crate::builder::Builder;
 use crate::config::{DecoderConfig, ModelConfig};
 use crate::error::ModelError;
 use crate::mlp::GatedMlp;
-use crate::model::Run;
 use crate::norm::RmsNorm;
 use crate::parameter::{Parameter, Visit};
 use crate::rope::{Angles, Rope};
+use crate::run::Run;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Decoder {
     /// `[vocab, hidden]`
     pub embedding: Parameter<2>,
+    /// The padding token's number.
+    padding: Option<u32>,
     layers: Vec<Layer>,
     norm: RmsNorm,
     rope: Rope,
@@ -38,6 +40,7 @@ impl Decoder {
     ) -> Result<Decoder, ModelError> {
         Ok(Decoder {
             embedding: builder.embedding("embed_tokens")?,
+            padding: config.pad_token_id,
             layers: (0..config.layers)
                 .map(|layer| Layer::build(builder, config, decoder, layer))
                 .collect::<Result<_, _>>()?,
@@ -49,7 +52,7 @@ impl Decoder {
     /// Hidden states after the last norm: `[batch, seq, hidden]`, or `[1, samples, hidden]` of the
     /// selected tokens.
     pub fn forward(&self, run: &Run) -> Tensor<3> {
-        let mut hidden = run.embed(&self.embedding);
+        let mut hidden = run.embed(&self.embedding, self.padding);
         let positions = run.input.positions.clone();
         let angles = self
             .rope

@@ -10,14 +10,16 @@ use crate::config::{EncoderConfig, ModelConfig};
 use crate::error::ModelError;
 use crate::linear::Linear;
 use crate::mlp::Mlp;
-use crate::model::{Mode, Run};
 use crate::norm::LayerNorm;
 use crate::parameter::{Parameter, Visit};
+use crate::run::{Mode, Run};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Encoder {
     /// `[vocab, hidden]`
     pub words: Parameter<2>,
+    /// The padding token's number.
+    padding: Option<u32>,
     /// `[positions, hidden]`
     positions: Parameter<2>,
     /// `[types, hidden]`; every token is of type 0, a patient being one sequence.
@@ -47,6 +49,7 @@ impl Encoder {
         let embedding = |name: &str| builder.embedding(&format!("embeddings.{name}"));
         Ok(Encoder {
             words: embedding("word_embeddings")?,
+            padding: config.pad_token_id,
             positions: embedding("position_embeddings")?,
             types: embedding("token_type_embeddings")?,
             norm: builder.layer_norm("embeddings.LayerNorm", config.norm_epsilon)?,
@@ -64,7 +67,7 @@ impl Encoder {
     /// Hidden states of the last layer: `[batch, seq, hidden]`, or `[1, samples, hidden]` of the
     /// selected tokens.
     pub fn forward(&self, run: &Run) -> Tensor<3> {
-        let words = run.embed(&self.words);
+        let words = run.embed(&self.words, self.padding);
         let [batch, seq, hidden] = words.dims();
         let positions = run
             .input

@@ -8,8 +8,8 @@ use crate::builder::Builder;
 use crate::config::{Family, ModelConfig, ModelType};
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::model::Mode;
 use crate::parameter::{ParameterKind, Visit};
+use crate::run::Mode;
 
 /// What the model predicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -3,9 +3,9 @@
 use burn::tensor::Tensor;
 use calor_kernels::{Lora, lora_linear};
 
-use crate::model::Mode;
 use crate::parameter::{Parameter, Visit};
 use crate::random;
+use crate::run::Mode;
 
 /// `y = x Wᵀ + b`, plus the pair's `scaling · (x Aᵀ) Bᵀ`.
 #[derive(Debug, Clone)]

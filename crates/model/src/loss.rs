@@ -87,3 +87,80 @@ pub(crate) fn token_cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) ->
 fn softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x.clone().clamp_min(0.0) + x.abs().neg().exp().log1p()
 }
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+
+    // Expected values: torch 2.11's functions with reduction="sum" (for multilabel and regression
+    // the sum over samples of the mean over columns), of the same f32 numbers.
+    const LOGITS: [[f32; 3]; 3] = [[0.5, -1.25, 3.0], [-40.0, 2.0, 0.0], [90.0, -0.75, 0.1]];
+
+    fn tensor<const D: usize>(data: impl Into<TensorData>) -> Tensor<D> {
+        Tensor::from_data(data, &Device::flex())
+    }
+
+    fn check(loss: Tensor<1>, expected: f64) {
+        let ours = f64::from(loss.into_scalar::<f32>());
+        assert!(
+            (ours - expected).abs() <= 1e-6 * expected.abs(),
+            "{ours} {expected}"
+        );
+    }
+
+    #[test]
+    fn binary_is_bce_with_logits() {
+        let logits = || tensor::<2>([[0.5f32], [-1.25], [-90.0], [90.0]]);
+        let targets = || tensor::<1>([1f32, 0.0, 1.0, 1.0]);
+        check(binary(logits(), targets(), None), 90.726_005_554_199_22);
+        check(
+            binary(logits(), targets(), Some([0.5, 3.0])),
+            271.5481872558594,
+        );
+    }
+
+    #[test]
+    fn multiclass_is_cross_entropy() {
+        let targets = || Tensor::<1, Int>::from_ints([2, 0, 1], &Device::flex());
+        check(
+            multiclass(tensor(LOGITS), targets(), None),
+            132.96890258789062,
+        );
+        let weights = tensor::<1>([2f32, 0.25, 1.0]);
+        check(
+            multiclass(tensor(LOGITS), targets(), Some(weights)),
+            107.03334045410156,
+        );
+    }
+
+    #[test]
+    fn multilabel_is_the_mean_over_labels() {
+        let targets = || tensor::<2>([[1f32, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]);
+        check(
+            multilabel(tensor(LOGITS), targets(), None),
+            1.8253121376037598,
+        );
+        let weights = tensor::<1>([2f32, 0.5, 1.0]);
+        check(
+            multilabel(tensor(LOGITS), targets(), Some(weights)),
+            1.7938592433929443,
+        );
+    }
+
+    #[test]
+    fn regression_is_the_mean_over_targets() {
+        let targets = tensor::<2>([[1f32, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]);
+        check(regression(tensor(LOGITS), targets), 3178.294921875);
+    }
+
+    #[test]
+    fn ignored_tokens_count_for_nothing() {
+        let targets = Tensor::<1, Int>::from_ints([2, -100, 1], &Device::flex());
+        check(
+            token_cross_entropy(tensor(LOGITS), targets),
+            90.84198760986328,
+        );
+    }
+}

@@ -4,8 +4,8 @@ use burn::tensor::{Tensor, activation};
 
 use crate::config::Activation;
 use crate::linear::Linear;
-use crate::model::Mode;
 use crate::parameter::Visit;
+use crate::run::Mode;
 
 /// `down(silu(gate(x)) · up(x))` (Shazeer 2020), of decoders.
 #[derive(Debug, Clone)]

@@ -17,8 +17,9 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Family, Kind, ModelConfig, ModelType};
 use crate::error::ModelError;
 use crate::head::{HeadOptions, Pooling, Problem};
-use crate::model::{Mode, Model, ModelInput, ModelOptions, SampleSpan};
+use crate::model::{Model, ModelOptions};
 use crate::parameter::{Parameter, ParameterKind, Visit, peft_key};
+use crate::run::{Mode, ModelInput, SampleSpan};
 use crate::weights::TensorFile;
 
 /// How far one tensor of ours is from the reference's.

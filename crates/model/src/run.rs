@@ -1,0 +1,165 @@
+//! One forward pass: what goes in, and which tokens are needed.
+
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use crate::attention::Masking;
+use crate::head::Pooling;
+use crate::parameter::Parameter;
+use crate::weights::integer_tensor;
+
+/// One micro-batch on the device.
+#[derive(Debug, Clone)]
+pub struct ModelInput {
+    /// Token numbers, `[batch, seq]`.
+    pub input_ids: Tensor<2, Int>,
+    /// A token's place in its segment, from 0, `[batch, seq]`.
+    pub positions: Tensor<2, Int>,
+    /// Which segment of its row a token belongs to, from 1; 0 is padding. `[batch, seq]`.
+    pub segments: Tensor<2, Int>,
+    /// Where each sample lies; at least one token each.
+    pub samples: Vec<SampleSpan>,
+}
+
+/// Where a sample lies in a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleSpan {
+    /// Row of the batch.
+    pub row: usize,
+    /// First token.
+    pub start: usize,
+    /// Number of tokens.
+    pub length: usize,
+}
+
+/// Whether dropout is active. The frozen backbone always runs as in evaluation: the only dropout is
+/// that of the adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Training; the seed fixes every dropout mask of this forward pass.
+    Train {
+        /// Different for each micro-step.
+        dropout_seed: u64,
+    },
+    /// Evaluation and prediction.
+    Infer,
+}
+
+/// One forward pass: its input, its mode, and which tokens the last layer needs.
+#[derive(Clone, Copy)]
+pub(crate) struct Run<'a> {
+    pub input: &'a ModelInput,
+    pub mode: Mode,
+    pub masking: Masking,
+    pub selection: Option<&'a Selection>,
+}
+
+impl<'a> Run<'a> {
+    /// Rows of the token embedding, `[batch, seq, hidden]`.
+    ///
+    /// As in PyTorch, looking up the padding token moves its row by nothing: that matters where the
+    /// embedding is trained, or where its gradient is compared.
+    pub fn embed(&self, table: &Parameter<2>, padding: Option<u32>) -> Tensor<3> {
+        let [batch, seq] = self.input.input_ids.dims();
+        let ids = self.input.input_ids.clone().reshape([batch * seq]);
+        let hidden = table.tensor.dims()[1];
+        let rows = table.tensor.clone().select(0, ids.clone());
+        let rows = match padding {
+            Some(padding) if rows.is_tracked() => {
+                let is_padding = ids
+                    .equal_elem(padding as i32)
+                    .reshape([batch * seq, 1])
+                    .repeat_dim(1, hidden);
+                let constant = rows.clone().detach();
+                rows.mask_where(is_padding, constant)
+            }
+            _ => rows,
+        };
+        rows.reshape([batch, seq, hidden])
+    }
+
+    /// The run of one layer: only the last may leave tokens out.
+    pub fn layer(&self, last: bool) -> Run<'a> {
+        Run {
+            selection: self.selection.filter(|_| last),
+            ..*self
+        }
+    }
+
+    /// The tokens needed: `[1, samples, width]` of `[batch, seq, width]`, or all of them.
+    pub fn select(&self, states: Tensor<3>) -> Tensor<3> {
+        match self.selection {
+            Some(selection) => selection.take(states),
+            None => states,
+        }
+    }
+}
+
+/// One token a sample.
+pub(crate) struct Selection {
+    /// Places in `[batch · seq]`.
+    places: Tensor<1, Int>,
+    count: usize,
+}
+
+impl Selection {
+    pub fn new(input: &ModelInput, pooling: Pooling) -> Selection {
+        let [_, seq] = input.input_ids.dims();
+        let places = input
+            .samples
+            .iter()
+            .map(|span| {
+                let place = span.row * seq + span.start;
+                match pooling {
+                    Pooling::Last => place + span.length - 1,
+                    _ => place,
+                }
+            })
+            .map(|place| place as i32)
+            .collect::<Vec<_>>();
+        Selection {
+            count: places.len(),
+            places: integer_tensor(places, &input.input_ids.device()),
+        }
+    }
+
+    fn take(&self, states: Tensor<3>) -> Tensor<3> {
+        let [batch, seq, width] = states.dims();
+        states
+            .reshape([batch * seq, width])
+            .select(0, self.places.clone())
+            .reshape([1, self.count, width])
+    }
+}
+
+/// Mean of each sample's states, `[1, samples, hidden]`, as one product with a matrix of `1/length`.
+pub(crate) fn mean_over_samples(hidden: Tensor<3>, samples: &[SampleSpan]) -> Tensor<3> {
+    let [batch, seq, width] = hidden.dims();
+    let mut weights = vec![0f32; samples.len() * batch * seq];
+    for (index, span) in samples.iter().enumerate() {
+        let start = index * batch * seq + span.row * seq + span.start;
+        weights[start..start + span.length].fill(1.0 / span.length as f32);
+    }
+    let device = hidden.device().inner();
+    let weights = Tensor::<2>::from_data(
+        TensorData::new(weights, [samples.len(), batch * seq]),
+        (&device, DType::F32),
+    );
+    let hidden = hidden.cast(DType::F32).reshape([batch * seq, width]);
+    weights.matmul(hidden).reshape([1, samples.len(), width])
+}
+
+/// The next token of each token inside its segment, −100 at a segment's end and in padding.
+///
+/// `input_ids` and `segments` are `[rows, seq]`, flat.
+pub fn shifted_targets(input_ids: &[i32], segments: &[i32], rows: usize, seq: usize) -> Vec<i32> {
+    let mut targets = vec![calor_kernels::IGNORED_TARGET as i32; rows * seq];
+    for row in 0..rows {
+        for column in 1..seq {
+            let place = row * seq + column;
+            if segments[place] != 0 && segments[place] == segments[place - 1] {
+                targets[place - 1] = input_ids[place];
+            }
+        }
+    }
+    targets
+}

@@ -1,0 +1,409 @@
+//! Checkpoint folders: sharded, in half precision, under other prefixes, and broken in every way a
+//! download or a conversion breaks them.
+
+mod common;
+
+use std::path::Path;
+
+use burn::tensor::FloatDType;
+use calor_model::{
+    Checkpoint, HeadOptions, Mode, Model, ModelError, ModelOptions, Pooling, Problem,
+};
+use common::{device, fixture, largest_difference, packed, sequences, values};
+use half::bf16;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+
+/// A tensor of a changed copy.
+struct Owned {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+/// The tensors and the configuration of a fixture, to be changed and written elsewhere.
+struct Copy {
+    tensors: Vec<Owned>,
+    config: Value,
+    dir: tempfile::TempDir,
+}
+
+impl Copy {
+    fn of(name: &str) -> Copy {
+        let bytes = std::fs::read(fixture(name).join("model.safetensors")).unwrap();
+        let stored = SafeTensors::deserialize(&bytes).unwrap();
+        let config = std::fs::read_to_string(fixture(name).join("config.json")).unwrap();
+        Copy {
+            tensors: stored
+                .tensors()
+                .into_iter()
+                .map(|(name, view)| Owned {
+                    name,
+                    dtype: view.dtype(),
+                    shape: view.shape().to_vec(),
+                    bytes: view.data().to_vec(),
+                })
+                .collect(),
+            config: serde_json::from_str(&config).unwrap(),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn tensor(&mut self, name: &str) -> &mut Owned {
+        self.tensors
+            .iter_mut()
+            .find(|tensor| tensor.name == name)
+            .unwrap()
+    }
+
+    fn add(&mut self, name: &str, dtype: Dtype, shape: &[usize]) {
+        let width = dtype.bitsize() / 8;
+        self.tensors.push(Owned {
+            name: name.to_owned(),
+            dtype,
+            shape: shape.to_vec(),
+            bytes: vec![0; width * shape.iter().product::<usize>()],
+        });
+    }
+
+    fn write(&self) -> &Path {
+        std::fs::write(self.dir.path().join("config.json"), self.config.to_string()).unwrap();
+        self.write_file("model.safetensors", |_| true);
+        self.dir.path()
+    }
+
+    fn write_file(&self, file: &str, wanted: impl Fn(usize) -> bool) {
+        let views = self
+            .tensors
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| wanted(*index))
+            .map(|(_, tensor)| {
+                let view =
+                    TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes).unwrap();
+                (tensor.name.clone(), view)
+            });
+        let bytes = safetensors::serialize(views, None).unwrap();
+        std::fs::write(self.dir.path().join(file), bytes).unwrap();
+    }
+}
+
+fn hidden(dir: &Path) -> Vec<f32> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let model = Model::load(&checkpoint, &ModelOptions::default(), &device()).unwrap();
+    values(model.hidden(&packed(&[sequences()], 32), Mode::Infer))
+}
+
+#[test]
+fn shards_give_what_one_file_gives() {
+    let copy = Copy::of("llama2");
+    let dir = copy.dir.path();
+    std::fs::write(dir.join("config.json"), copy.config.to_string()).unwrap();
+    let mut map = serde_json::Map::new();
+    for (index, tensor) in copy.tensors.iter().enumerate() {
+        map.insert(
+            tensor.name.clone(),
+            json!(format!("part-{}.safetensors", index % 3)),
+        );
+    }
+    for part in 0..3 {
+        copy.write_file(&format!("part-{part}.safetensors"), |index| {
+            index % 3 == part
+        });
+    }
+    let index = dir.join("model.safetensors.index.json");
+    std::fs::write(
+        &index,
+        json!({"metadata": {}, "weight_map": map}).to_string(),
+    )
+    .unwrap();
+    assert_eq!(hidden(dir), hidden(&fixture("llama2")));
+
+    map.insert(
+        "model.layers.0.ghost".to_owned(),
+        json!("part-0.safetensors"),
+    );
+    std::fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+    let error = Checkpoint::open(dir).unwrap_err().to_string();
+    assert!(error.contains("layers.0.ghost"), "{error}");
+
+    map.remove("model.layers.0.ghost");
+    std::fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+    std::fs::remove_file(dir.join("part-1.safetensors")).unwrap();
+    let error = Checkpoint::open(dir).unwrap_err().to_string();
+    assert!(error.contains("part-1.safetensors"), "{error}");
+}
+
+#[test]
+fn half_precision_checkpoints_are_read() {
+    let expected = hidden(&fixture("llama2"));
+    for (dtype, bound) in [(Dtype::BF16, 0.08), (Dtype::F16, 0.01)] {
+        let mut copy = Copy::of("llama2");
+        for tensor in &mut copy.tensors {
+            let floats: &[[u8; 4]] = tensor.bytes.as_chunks().0;
+            let converted: Vec<u8> = floats
+                .iter()
+                .map(|bytes| f32::from_le_bytes(*bytes))
+                .flat_map(|value| match dtype {
+                    Dtype::BF16 => bf16::from_f32(value).to_le_bytes(),
+                    _ => half::f16::from_f32(value).to_le_bytes(),
+                })
+                .collect();
+            tensor.bytes = converted;
+            tensor.dtype = dtype;
+        }
+        let read = hidden(copy.write());
+        let difference = largest_difference(&read, &expected);
+        // Eight and eleven significant bits, through two layers of states around 1.
+        assert!(
+            difference > 0.0 && difference < bound,
+            "{dtype:?}: {difference}"
+        );
+    }
+}
+
+#[test]
+fn a_half_precision_model_stays_close_to_f32() {
+    let checkpoint = Checkpoint::open(&fixture("llama2")).unwrap();
+    let options = ModelOptions {
+        lora: Some(calor_model::LoraOptions::default()),
+        head: HeadOptions::Classifier {
+            labels: 2,
+            pooling: Pooling::Last,
+            problem: Problem::Multiclass,
+        },
+        dtype: FloatDType::BF16,
+        ..ModelOptions::default()
+    };
+    let input = packed(&[sequences()], 32);
+    let half = Model::load(&checkpoint, &options, &device()).unwrap();
+    let full = ModelOptions {
+        dtype: FloatDType::F32,
+        ..options
+    };
+    let full = Model::load(&checkpoint, &full, &device()).unwrap();
+    let (half, full) = (
+        values(half.forward(&input, Mode::Infer)),
+        values(full.forward(&input, Mode::Infer)),
+    );
+    let difference = largest_difference(&half, &full);
+    assert!(difference > 0.0 && difference < 0.03, "{difference}");
+}
+
+#[test]
+fn names_are_read_under_every_prefix_hub_files_have() {
+    for (base, prefix) in [
+        ("llama2", "model."),
+        ("bert", "bert."),
+        ("roberta", "roberta."),
+    ] {
+        let expected = hidden(&fixture(base));
+        let mut copy = Copy::of(base);
+        for tensor in &mut copy.tensors {
+            tensor.name = match tensor.name.strip_prefix(prefix) {
+                Some(name) => name.to_owned(),
+                None if tensor.name == "lm_head.weight" => tensor.name.clone(),
+                None => format!("{prefix}{}", tensor.name),
+            };
+        }
+        assert_eq!(hidden(copy.write()), expected, "{base}");
+    }
+    // BERT's first checkpoints call a norm's weight and bias gamma and beta.
+    let mut copy = Copy::of("bert");
+    for tensor in &mut copy.tensors {
+        tensor.name = tensor
+            .name
+            .replace("LayerNorm.weight", "LayerNorm.gamma")
+            .replace("LayerNorm.bias", "LayerNorm.beta");
+    }
+    assert_eq!(hidden(copy.write()), hidden(&fixture("bert")));
+}
+
+#[test]
+fn what_hub_files_carry_beside_the_model_is_tolerated() {
+    let mut copy = Copy::of("llama3");
+    copy.add(
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        Dtype::F32,
+        &[4],
+    );
+    assert_eq!(hidden(copy.write()), hidden(&fixture("llama3")));
+
+    let mut copy = Copy::of("bert");
+    copy.add("embeddings.position_ids", Dtype::I64, &[1, 40]);
+    copy.add("cls.predictions.bias", Dtype::F32, &[120]);
+    copy.add("cls.seq_relationship.weight", Dtype::F32, &[2, 32]);
+    let dir = copy.write();
+    assert_eq!(hidden(dir), hidden(&fixture("bert")));
+    assert_eq!(Checkpoint::open(dir).unwrap().unused_tensors().len(), 3);
+}
+
+#[test]
+fn tied_embeddings_are_those_of_the_file_where_it_has_others() {
+    let logits = |dir: &Path| {
+        let checkpoint = Checkpoint::open(dir).unwrap();
+        let options = ModelOptions {
+            head: HeadOptions::CausalLm,
+            ..ModelOptions::default()
+        };
+        let model = Model::load(&checkpoint, &options, &device()).unwrap();
+        values(model.logits(&packed(&[sequences()], 32), Mode::Infer))
+    };
+    let expected = logits(&fixture("llama3"));
+    let mut copy = Copy::of("llama3");
+    let embedding = copy.tensor("model.embed_tokens.weight").bytes.clone();
+    copy.add("lm_head.weight", Dtype::F32, &[120, 32]);
+    // The same values: tied. Zeros: not, as Transformers decides.
+    assert!(logits(copy.write()).iter().all(|&logit| logit == 0.0));
+    copy.tensor("lm_head.weight").bytes = embedding;
+    assert_eq!(logits(copy.write()), expected);
+}
+
+#[test]
+fn a_missing_extra_or_misshapen_tensor_is_named() {
+    for base in ["llama2", "qwen3", "bert", "roberta"] {
+        let names: Vec<String> = Copy::of(base)
+            .tensors
+            .iter()
+            .map(|tensor| tensor.name.clone())
+            .filter(|name| !name.starts_with("pooler"))
+            .collect();
+        for name in names {
+            let mut copy = Copy::of(base);
+            copy.tensors.retain(|tensor| tensor.name != name);
+            match Checkpoint::open(copy.write()).unwrap_err() {
+                ModelError::MissingTensor {
+                    tensor, expected, ..
+                } => {
+                    assert_eq!(tensor, name);
+                    assert!(!expected.is_empty());
+                }
+                other => panic!("{base} without {name}: {other}"),
+            }
+            let mut copy = Copy::of(base);
+            copy.tensor(&name).shape.push(1);
+            match Checkpoint::open(copy.write()).unwrap_err() {
+                ModelError::Shape { tensor, found, .. } => {
+                    assert_eq!(tensor, name);
+                    assert_eq!(found.last(), Some(&1));
+                }
+                other => panic!("{base} with another {name}: {other}"),
+            }
+        }
+        let mut copy = Copy::of(base);
+        let extra = if base == "bert" || base == "roberta" {
+            "encoder.layer.7.output.dense.weight"
+        } else {
+            "model.layers.7.mlp.up_proj.weight"
+        };
+        copy.add(extra, Dtype::F32, &[2, 2]);
+        let error = Checkpoint::open(copy.write()).unwrap_err();
+        assert!(
+            matches!(&error, ModelError::UnusedTensor { tensor, .. } if tensor == extra),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn half_a_pooler_is_refused() {
+    let mut copy = Copy::of("bert");
+    copy.tensors
+        .retain(|tensor| tensor.name != "pooler.dense.bias");
+    let error = Checkpoint::open(copy.write()).unwrap_err();
+    assert!(
+        matches!(&error, ModelError::MissingTensor { tensor, .. } if tensor == "pooler.dense.bias"),
+        "{error}"
+    );
+}
+
+#[test]
+fn integer_weights_are_refused() {
+    let mut copy = Copy::of("llama2");
+    let tensor = copy.tensor("model.norm.weight");
+    tensor.dtype = Dtype::I32;
+    let error = Checkpoint::open(copy.write()).unwrap_err().to_string();
+    assert!(
+        error.contains("model.norm.weight") && error.contains("I32"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_truncated_or_rewritten_file_is_refused_wherever_it_is_cut() {
+    let copy = Copy::of("qwen3");
+    let dir = copy.write();
+    let path = dir.join("model.safetensors");
+    let whole = std::fs::read(&path).unwrap();
+    for length in [0, 5, 8, 40, 2000, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        let error = Checkpoint::open(dir).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("model.safetensors"), "{length}: {text}");
+        // Behind the header there is a tensor to name.
+        if length > whole.len() / 2 {
+            assert!(
+                matches!(error, ModelError::Tensor { .. }),
+                "{length}: {text}"
+            );
+        }
+    }
+    let mut longer = whole.clone();
+    longer.push(0);
+    std::fs::write(&path, longer).unwrap();
+    assert!(matches!(
+        Checkpoint::open(dir),
+        Err(ModelError::Header { .. })
+    ));
+}
+
+#[test]
+fn a_folder_without_weights_or_configuration_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("config.json"), "{error}");
+    std::fs::copy(
+        fixture("bert").join("config.json"),
+        dir.path().join("config.json"),
+    )
+    .unwrap();
+    assert!(matches!(
+        Checkpoint::open(dir.path()),
+        Err(ModelError::NoWeights { .. })
+    ));
+}
+
+#[test]
+fn a_classifier_of_the_checkpoint_is_where_training_starts() {
+    let mut copy = Copy::of("llama2");
+    copy.tensors
+        .retain(|tensor| tensor.name != "lm_head.weight");
+    copy.config["architectures"] = json!(["LlamaForSequenceClassification"]);
+    copy.add("score.weight", Dtype::F32, &[3, 32]);
+    let dir = copy.write();
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let logits = |labels| {
+        let options = ModelOptions {
+            head: HeadOptions::Classifier {
+                labels,
+                pooling: Pooling::Last,
+                problem: Problem::Multiclass,
+            },
+            ..ModelOptions::default()
+        };
+        let model = Model::load(&checkpoint, &options, &device()).unwrap();
+        values(model.forward(&packed(&[sequences()], 32), Mode::Infer))
+    };
+    // Zeros in the file; a head of another size is drawn.
+    assert!(logits(3).iter().all(|&logit| logit == 0.0));
+    assert!(logits(2).iter().all(|&logit| logit != 0.0));
+    // And no language model without its output layer.
+    let options = ModelOptions {
+        head: HeadOptions::CausalLm,
+        ..ModelOptions::default()
+    };
+    let error = Model::load(&checkpoint, &options, &device()).unwrap_err();
+    assert!(error.to_string().contains("lm_head.weight"), "{error}");
+}

@@ -1,0 +1,81 @@
+//! What the tests of this crate share: where the fixtures are, and inputs on the CPU.
+
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use calor_model::{ModelInput, SampleSpan};
+
+/// A folder that `scripts/references/models.py` made.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+pub fn device() -> Device {
+    Device::flex()
+}
+
+pub fn integers(values: Vec<i32>, shape: [usize; 2]) -> Tensor<2, Int> {
+    Tensor::from_data(TensorData::new(values, shape), &device())
+}
+
+/// Rows of samples packed one behind the other, padded to `seq`.
+pub fn packed(rows: &[Vec<Vec<i32>>], seq: usize) -> ModelInput {
+    let shape = [rows.len(), seq];
+    let mut ids = vec![0; rows.len() * seq];
+    let mut positions = vec![0; rows.len() * seq];
+    let mut segments = vec![0; rows.len() * seq];
+    let mut samples = Vec::new();
+    for (row, sequences) in rows.iter().enumerate() {
+        let mut start = 0;
+        for (segment, tokens) in sequences.iter().enumerate() {
+            samples.push(SampleSpan {
+                row,
+                start,
+                length: tokens.len(),
+            });
+            for (position, &token) in tokens.iter().enumerate() {
+                let place = row * seq + start + position;
+                ids[place] = token;
+                positions[place] = position as i32;
+                segments[place] = segment as i32 + 1;
+            }
+            start += tokens.len();
+        }
+        assert!(start <= seq, "the samples do not fit");
+    }
+    ModelInput {
+        input_ids: integers(ids, shape),
+        positions: integers(positions, shape),
+        segments: integers(segments, shape),
+        samples,
+    }
+}
+
+/// Some sequences of different lengths, token numbers above the special ones.
+pub fn sequences() -> Vec<Vec<i32>> {
+    [7, 3, 11, 5]
+        .iter()
+        .enumerate()
+        .map(|(index, &length)| {
+            (0..length)
+                .map(|token| 3 + (index as i32 * 37 + token * 11) % 100)
+                .collect()
+        })
+        .collect()
+}
+
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.inner().into_data().try_to_vec().expect("f32")
+}
+
+pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
+}
