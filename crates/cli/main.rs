@@ -1,1 +1,97 @@
-fn main() {}
+//! The command line of Calor: one file a verb.
+//!
+//! Only this crate prints. What a program may want to read goes to stdout, what a person wants
+//! to know while it happens goes to stderr.
+
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cache;
+mod check;
+mod cohort;
+mod device;
+mod devices;
+mod evaluate;
+mod failure;
+mod fetch;
+mod hub;
+mod output;
+mod parity;
+mod predict;
+mod progress;
+mod report;
+mod results;
+mod signals;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::{Exit, Failure};
+
+/// Fine-tunes pretrained transformers on patients, and counts every token and every joule.
+#[derive(Parser)]
+#[command(
+    name = "calor",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage or recipe, 3 stopped by a signal with a checkpoint written."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Shows what can be used here: devices, memory, energy sources, and why something cannot
+    Devices(devices::Arguments),
+    /// Brings a checkpoint from the Hugging Face hub into the cache
+    Fetch(fetch::Arguments),
+    /// Shows what is in a cohort, or whether it follows the MEDS format
+    #[command(subcommand)]
+    Cohort(cohort::Verb),
+    /// Checks everything that can fail before anything runs: keys, data, shapes, memory
+    Check(check::Arguments),
+    /// Trains as a recipe says
+    Train(train::Arguments),
+    /// Evaluates a trained run on a split of its cohort or of another
+    Evaluate(evaluate::Arguments),
+    /// Writes a trained run's predictions for a cohort
+    Predict(predict::Arguments),
+    /// Compares a checkpoint's outputs and gradients with a reference
+    Parity(parity::Arguments),
+    /// Measures throughput, energy and memory
+    #[command(subcommand)]
+    Bench(bench::Verb),
+    /// Writes a run's HTML report anew
+    Report(report::Arguments),
+}
+
+fn main() -> ExitCode {
+    let exit = match run(Arguments::parse().verb) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn run(verb: Verb) -> Result<Exit, Failure> {
+    match verb {
+        Verb::Devices(arguments) => devices::run(&arguments),
+        Verb::Fetch(arguments) => fetch::run(&arguments),
+        Verb::Cohort(verb) => cohort::run(&verb),
+        Verb::Check(arguments) => check::run(&arguments),
+        Verb::Train(arguments) => train::run(&arguments),
+        Verb::Evaluate(arguments) => evaluate::run(&arguments),
+        Verb::Predict(arguments) => predict::run(&arguments),
+        Verb::Parity(arguments) => parity::run(&arguments),
+        Verb::Bench(verb) => bench::run(&verb),
+        Verb::Report(arguments) => report::run(&arguments),
+    }
+}

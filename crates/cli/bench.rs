@@ -1,0 +1,208 @@
+//! `calor bench`: throughput, energy and memory.
+
+use std::path::PathBuf;
+
+use calor_meter::EnergyOptions;
+use calor_model::LoraOptions;
+use calor_train::recipe::Dtype;
+use calor_train::{BenchTask, StepBenchOptions, StepBenchReport, step_bench};
+use clap::ValueEnum;
+
+use crate::device::DeviceArgument;
+use crate::failure::{Exit, Failure};
+use crate::hub::Hub;
+use crate::output::{self, Align, Table, bytes, number, seconds};
+
+/// What to measure.
+#[derive(clap::Subcommand)]
+pub enum Verb {
+    /// Repeats one LoRA step, the code of the training loop, on a batch from a file or of random
+    /// tokens
+    #[command(
+        after_help = "benches/peer_torch.py runs the same steps with PyTorch and PEFT, and compares."
+    )]
+    Step(Step),
+}
+
+/// The step.
+#[derive(clap::Args)]
+pub struct Step {
+    /// Hub id or folder of a checkpoint
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// What is minimised
+    #[arg(long, value_enum)]
+    task: Task,
+    /// Folder of a PEFT adapter to start from [default: one of rank --rank on all linear layers]
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Rank of the adapter where none is given; alpha is twice that
+    #[arg(
+        long,
+        value_name = "R",
+        default_value_t = 16,
+        conflicts_with = "adapter"
+    )]
+    rank: usize,
+    /// Safetensors file with `input_ids`, `labels` and, for padding, `attention_mask` [default:
+    /// random tokens]
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Rows of random tokens
+    #[arg(long, value_name = "N", default_value_t = 8, conflicts_with = "data")]
+    batch: usize,
+    /// Tokens of each of them
+    #[arg(long, value_name = "N", default_value_t = 128, conflicts_with = "data")]
+    seq: usize,
+    /// Steps that are timed
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    steps: usize,
+    /// Steps before them that are not
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    warmup: usize,
+    /// Learning rate, the same at every step
+    #[arg(long, value_name = "X", default_value_t = 2e-4)]
+    learning_rate: f64,
+    /// Gradients are scaled down to this norm; 0 switches clipping off
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    max_grad_norm: f64,
+    /// Type of the frozen weights and of the activations
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    dtype: Precision,
+    #[command(flatten)]
+    device: DeviceArgument,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Task {
+    /// Mean next-token cross-entropy
+    CausalLm,
+    /// Mean cross-entropy of two classes, a label a row
+    SequenceClassification,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Precision {
+    F32,
+    Bf16,
+    F16,
+}
+
+/// Runs the steps and prints what they took.
+pub fn run(verb: &Verb) -> Result<Exit, Failure> {
+    let Verb::Step(step) = verb;
+    for (name, value) in [
+        ("--steps", step.steps),
+        ("--batch", step.batch),
+        ("--seq", step.seq),
+        ("--rank", step.rank),
+    ] {
+        if value == 0 {
+            return Err(Failure::usage(format!("{name} has to be at least 1")));
+        }
+    }
+    let rank = step.rank;
+    let options = StepBenchOptions {
+        model: Hub::from_env().resolve(&step.model, None)?,
+        task: match step.task {
+            Task::CausalLm => BenchTask::CausalLm,
+            Task::SequenceClassification => BenchTask::SequenceClassification,
+        },
+        adapter: step.adapter.clone(),
+        lora: LoraOptions {
+            r: rank,
+            alpha: 2.0 * rank as f64,
+            ..LoraOptions::default()
+        },
+        data: step.data.clone(),
+        batch: step.batch,
+        seq: step.seq,
+        steps: step.steps,
+        warmup: step.warmup,
+        learning_rate: step.learning_rate,
+        max_grad_norm: step.max_grad_norm,
+        seed: 0,
+        device: step.device.spec()?,
+        dtype: match step.dtype {
+            Precision::F32 => Dtype::F32,
+            Precision::Bf16 => Dtype::Bf16,
+            Precision::F16 => Dtype::F16,
+        },
+        energy: EnergyOptions::default(),
+    };
+    let report = step_bench(&options)?;
+    if step.json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&show(&report))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn show(report: &StepBenchReport) -> String {
+    let mut sorted = report.step_s.clone();
+    sorted.sort_by(f64::total_cmp);
+    let (shortest, longest) = (
+        sorted.first().copied().unwrap_or(f64::NAN),
+        sorted.last().copied().unwrap_or(f64::NAN),
+    );
+    let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
+    table.row([
+        "batch".to_owned(),
+        format!("{} × {} tokens", report.batch, report.seq),
+    ]);
+    table.row([
+        "steps".to_owned(),
+        format!(
+            "{}, each {} to {}",
+            report.step_s.len(),
+            seconds(shortest),
+            seconds(longest)
+        ),
+    ]);
+    table.row([
+        "throughput".to_owned(),
+        format!(
+            "{} tokens/s at the median step",
+            number(report.tokens_per_s)
+        ),
+    ]);
+    let energy = match report.energy_j_per_token.value() {
+        Some(joules) => format!(
+            "{} J/token ({}: {})",
+            number(joules),
+            report.energy_j_per_token.status(),
+            report.energy_j_per_token.source()
+        ),
+        None => format!("unavailable: {}", report.energy_j_per_token.source()),
+    };
+    table.row(["energy".to_owned(), energy]);
+    for (name, quantity) in [
+        ("memory", &report.peak_memory_bytes),
+        ("device memory", &report.device_peak_bytes),
+    ] {
+        if let Some(value) = quantity.value() {
+            table.row([
+                name.to_owned(),
+                format!("{} at the peak", bytes(value as u64)),
+            ]);
+        }
+    }
+    let ends = |losses: &[f64]| match losses {
+        [first, .., last] => format!("{} at first, {} at last", number(*first), number(*last)),
+        [only] => number(*only),
+        [] => String::new(),
+    };
+    table.row(["loss".to_owned(), ends(&report.losses)]);
+    format!(
+        "{} on {} ({})\n\n{}",
+        report.model,
+        report.device,
+        report.device_description,
+        table.render()
+    )
+}

@@ -1,0 +1,164 @@
+//! `calor check`: everything that can fail, before anything runs.
+
+use std::path::PathBuf;
+
+use calor_train::{CheckReport, RunOptions};
+
+use crate::cache;
+use crate::device::DeviceArgument;
+use crate::failure::{Exit, Failure};
+use crate::output::{self, Align, Table, bytes, count, number, seconds};
+use crate::progress::Progress;
+use crate::train::RecipeArguments;
+
+/// What to check.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Opens the cohort and the checkpoint, prepares the sequences (they are kept for the run) and tries the \
+                  step that needs the most memory. Writes nothing but the cache."
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    recipe: RecipeArguments,
+    #[command(flatten)]
+    device: DeviceArgument,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Checks, and prints what the run would be.
+pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    let device = arguments.device.spec()?;
+    let (recipe, checkpoint) = arguments.recipe.load()?;
+    // Nothing is written there: a check leaves no run folder behind.
+    let out = PathBuf::from("runs").join(&recipe.name);
+    let options = RunOptions {
+        recipe,
+        checkpoint,
+        out,
+        cache: cache::folder()?,
+        device,
+        resume: false,
+    };
+    let mut progress = Progress::new();
+    let report = calor_train::check(&options, &mut progress);
+    progress.finish();
+    let report = report?;
+    if arguments.json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&show(&report))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn show(report: &CheckReport) -> String {
+    let mut splits = Table::new(&[
+        ("split", Align::Left),
+        ("patients", Align::Right),
+        ("samples", Align::Right),
+        ("tokens", Align::Right),
+        ("labels", Align::Left),
+    ]);
+    for (split, counts) in &report.splits {
+        let labels: Vec<String> = counts
+            .by_class
+            .iter()
+            .map(|(class, samples)| format!("{class} {}", count(*samples)))
+            .collect();
+        splits.row([
+            split.clone(),
+            count(counts.patients),
+            count(counts.samples),
+            count(counts.tokens),
+            labels.join(", "),
+        ]);
+    }
+
+    let sequences = &report.sequences;
+    let size = &report.model;
+    let trial = &report.trial;
+    let mut table = Table::new(&[("", Align::Left), ("", Align::Left)]);
+    table.row([
+        "device".to_owned(),
+        format!("{} ({})", report.device, report.device_description),
+    ]);
+    table.row([
+        "model".to_owned(),
+        format!(
+            "{} parameters, frozen",
+            count(size.base_parameters + size.embedding_parameters)
+        ),
+    ]);
+    table.row([
+        "trained".to_owned(),
+        format!(
+            "{} in the adapter on {} modules, {} in the head",
+            count(size.adapter_parameters),
+            count(report.adapted_modules as u64),
+            count(size.head_parameters)
+        ),
+    ]);
+    table.row([
+        "sequences".to_owned(),
+        format!(
+            "median {} tokens, 99% up to {}, longest {}",
+            count(sequences.length_median),
+            count(sequences.length_p99),
+            count(sequences.length_max)
+        ),
+    ]);
+    let lost = if sequences.truncated_samples == 0 {
+        "nothing".to_owned()
+    } else {
+        format!(
+            "{} tokens of {} patients ({} whole events)",
+            count(sequences.dropped_tokens),
+            count(sequences.truncated_patients),
+            count(sequences.dropped_rows)
+        )
+    };
+    table.row(["truncated".to_owned(), lost]);
+    table.row([
+        "steps".to_owned(),
+        format!(
+            "{}, {} an epoch",
+            count(report.total_steps),
+            count(report.steps_per_epoch)
+        ),
+    ]);
+    table.row([
+        "largest step tried".to_owned(),
+        format!(
+            "{} × {} tokens in {}, loss {}, gradient norm {}",
+            trial.rows,
+            trial.seq,
+            seconds(trial.elapsed_s),
+            number(trial.loss),
+            number(trial.grad_norm)
+        ),
+    ]);
+    for (name, quantity) in [
+        ("memory", &trial.host_peak_bytes),
+        ("device memory", &trial.device_peak_bytes),
+    ] {
+        if let Some(value) = quantity.value() {
+            table.row([
+                name.to_owned(),
+                format!("{} at the peak", bytes(value as u64)),
+            ]);
+        }
+    }
+    let mut text = format!(
+        "{}\n\n{}\n{}\n",
+        report.name,
+        splits.render(),
+        table.render()
+    );
+    for warning in &report.warnings {
+        text.push_str(&format!("warning: {warning}\n"));
+    }
+    text.push_str("The recipe can be trained.\n");
+    text
+}

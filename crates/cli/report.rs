@@ -1,0 +1,31 @@
+//! `calor report`: a run's HTML report, and its summary.
+
+use std::path::PathBuf;
+
+use calor_train::rewrite_report;
+
+use crate::failure::{Exit, Failure};
+use crate::output;
+use crate::results;
+
+/// Which run.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Folder of a finished run
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    /// Prints report.json
+    #[arg(long)]
+    json: bool,
+}
+
+/// Writes `report.html` from what the run left, and prints the summary.
+pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    let report = rewrite_report(&arguments.run)?;
+    if arguments.json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&results::show_run(&arguments.run, &report))?;
+    }
+    Ok(Exit::Done)
+}

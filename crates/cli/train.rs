@@ -1,0 +1,104 @@
+//! `calor train`: a recipe, from the cohort to the report.
+
+use std::path::PathBuf;
+
+use calor_train::recipe::Recipe;
+use calor_train::{RunOptions, TrainOutcome};
+
+use crate::cache;
+use crate::device::DeviceArgument;
+use crate::failure::{Exit, Failure};
+use crate::hub::Hub;
+use crate::output;
+use crate::progress::Progress;
+use crate::results;
+use crate::signals::stop_on_signals;
+
+/// A recipe, with what is changed of it on the command line.
+#[derive(clap::Args)]
+pub struct RecipeArguments {
+    /// The recipe, TOML
+    #[arg(value_name = "RECIPE")]
+    recipe: PathBuf,
+    /// Sets a key of the recipe, for example `--set train.epochs=1`; may be given several times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// What to train, where, and where to put it.
+#[derive(clap::Args)]
+#[command(
+    after_help = "SIGTERM, SIGUSR1 and Ctrl-C finish the step, write a checkpoint and exit with status 3; --resume goes \
+                  on from it. Prepared sequences are kept in CALOR_CACHE (default: ~/.cache/calor)."
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    recipe: RecipeArguments,
+    #[command(flatten)]
+    device: DeviceArgument,
+    /// Folder of the run [default: runs/NAME, the name of the recipe]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Goes on with what the folder holds; starts anew where it holds nothing
+    #[arg(long)]
+    resume: bool,
+    /// Prints the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl RecipeArguments {
+    /// Reads the recipe and finds its checkpoint, fetching it where that is needed.
+    pub fn load(&self) -> Result<(Recipe, PathBuf), Failure> {
+        let recipe = Recipe::load(&self.recipe, &self.set)?;
+        let checkpoint =
+            Hub::from_env().resolve(&recipe.model.id, recipe.model.revision.as_deref())?;
+        Ok((recipe, checkpoint))
+    }
+}
+
+/// Trains, and prints the result.
+pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    let device = arguments.device.spec()?;
+    // Signals count from here on: a long preparation is not to be cut off without a word.
+    let stop = stop_on_signals()?;
+    let (recipe, checkpoint) = arguments.recipe.load()?;
+    let out = arguments
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("runs").join(&recipe.name));
+    let options = RunOptions {
+        recipe,
+        checkpoint,
+        out,
+        cache: cache::folder()?,
+        device,
+        resume: arguments.resume,
+    };
+    let mut progress = Progress::new();
+    let outcome = calor_train::train(&options, &mut progress, &stop);
+    progress.finish();
+    match outcome? {
+        TrainOutcome::Finished(report) => {
+            if arguments.json {
+                output::print_json(&report)?;
+            } else {
+                output::print(&results::show_run(&options.out, &report))?;
+            }
+            Ok(Exit::Done)
+        }
+        TrainOutcome::Stopped { step, checkpoint } => {
+            eprintln!(
+                "Stopped after step {}. Checkpoint: {}",
+                output::count(step),
+                checkpoint.display()
+            );
+            eprintln!(
+                "To go on: calor train {} --out {} --resume",
+                options.out.join("recipe.toml").display(),
+                options.out.display()
+            );
+            Ok(Exit::Stopped)
+        }
+    }
+}
