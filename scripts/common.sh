@@ -31,3 +31,14 @@ need_c_compiler() {
         die "there is no C compiler" "install one (Debian: sudo apt-get install gcc libc6-dev)"
     fi
 }
+
+# The scripts of checkpoints and data sets make a private environment under target/python.
+need_python() {
+    if command -v python3 >/dev/null && python3 -c 'import venv, ensurepip' 2>/dev/null; then return; fi
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "Installing Python"
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3 python3-venv
+    else
+        die "Python 3 with venv is not here" "install it (Debian: sudo apt-get install python3 python3-venv)"
+    fi
+}
