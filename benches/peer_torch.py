@@ -37,6 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 REFERENCES = ROOT / "scripts" / "references"
 LEARNING_RATE = 2e-4
 WATTS_PER_BUSY_CORE = 10.0
@@ -91,7 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["f32"], default="f32")
     parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
     parser.add_argument(
-        "--calor", type=Path, default=ROOT / "target" / "release" / "calor", metavar="BINARY"
+        "--calor", type=Path, default=TARGET / "release" / "calor", metavar="BINARY"
     )
     parser.add_argument(
         "--models",
@@ -168,7 +169,7 @@ def checkpoint(case: Case, models: Path) -> Path:
 
 def prepare(case: Case, folder: Path) -> Path:
     """The initial adapter and the batch, the same on every machine."""
-    work = ROOT / "target" / "bench" / "peer_torch" / case.script
+    work = TARGET / "bench" / "peer_torch" / case.script
     command = [sys.executable, REFERENCES / "peft_steps.py", folder, "--task", case.task]
     command += ["--out", work, "--batch", str(case.batch), "--seq", str(case.seq)]
     command += ["--full", "--prepare-only"]

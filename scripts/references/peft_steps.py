@@ -12,7 +12,9 @@ TASK is causal_lm or sequence_classification. DIR gets
                       setting of the run
   final/              the PEFT adapter after the last step
 
-`calor bench step --adapter DIR/initial --data DIR/batch.safetensors` runs the same steps.
+`calor bench step --adapter DIR/initial --data DIR/batch.safetensors` runs the same steps. With
+--calor BINARY it is run and its losses compared: exit status 1 when one is further than
+--tolerance from PEFT's.
 Every dropout is 0, the adapter's and the backbone's, so both sides compute one function.
 Needs torch, transformers, peft and safetensors.
 """
@@ -23,6 +25,7 @@ import argparse
 import json
 import os
 import random
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,6 +202,26 @@ def run(folder: Path, task: str, out: Path, settings: Settings) -> dict:
     return {"losses": losses, "gradient_norms": norms}
 
 
+def compare_with_calor(options: argparse.Namespace, settings: Settings, ours: dict) -> None:
+    """Runs the same steps with calor, prints both losses of each, and exits 1 when they differ."""
+    command = [options.calor, "bench", "step", "--model", options.model, "--task", options.task]
+    command += ["--adapter", options.out / "initial", "--data", options.out / "batch.safetensors"]
+    command += ["--steps", str(settings.steps), "--warmup", "0", "--device", "cpu", "--json"]
+    command += ["--learning-rate", str(settings.learning_rate)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"peft_steps: calor failed with status {done.returncode}: {done.stderr.strip()}")
+    losses = json.loads(done.stdout)["losses"]
+    if len(losses) != settings.steps:
+        sys.exit(f"peft_steps: calor gave {len(losses)} losses, {settings.steps} wanted")
+    print(f"{'step':>4} {'PEFT':>12} {'calor':>12} {'relative':>9}")
+    differences = [abs(a - b) / abs(b) for a, b in zip(losses, ours["losses"])]
+    for index, (a, b) in enumerate(zip(losses, ours["losses"])):
+        print(f"{index + 1:4} {b:12.7f} {a:12.7f} {differences[index]:9.1e}")
+    if not max(differences) <= options.tolerance:
+        sys.exit(f"peft_steps: the losses differ by more than {options.tolerance:g}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
@@ -215,8 +238,12 @@ def main() -> None:
     parser.add_argument(
         "--prepare-only", action="store_true", help="write initial/ and batch.safetensors, run nothing"
     )
+    parser.add_argument("--calor", type=Path, metavar="BINARY", help="run the same steps with it")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="relative (default 1e-3)")
     parser.add_argument("--schedule", choices=["constant", "linear"], default=Settings.schedule)
     options = parser.parse_args()
+    if options.calor and options.schedule != "constant":
+        parser.error("calor bench step keeps the learning rate constant")
     settings = Settings(
         steps=options.steps, learning_rate=options.learning_rate, schedule=options.schedule
     )
@@ -246,6 +273,8 @@ def main() -> None:
     temporary = options.out / ".steps.json"
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, options.out / "steps.json")
+    if options.calor:
+        compare_with_calor(options, settings, measured)
 
 
 if __name__ == "__main__":
