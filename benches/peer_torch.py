@@ -151,7 +151,8 @@ def compare(case: Case, options: argparse.Namespace) -> dict:
     if not options.torch_only:
         sources = {row["calor_energy_status"], row["pytorch_energy_status"]}
         if len(sources) != 1:
-            raise BenchError(f"{case.model}: one side's joules are {' and the other’s '.join(sorted(sources))}")
+            both = " and ".join(sorted(sources))
+            raise BenchError(f"{case.model}: the joules of the two sides are {both}: not comparable")
         row["ratio"] = row["calor_tokens_per_s"] / row["pytorch_tokens_per_s"]
         row["memory_ratio"] = row["calor_peak_memory_bytes"] / row["pytorch_peak_memory_bytes"]
         row["energy_ratio"] = row["calor_energy_j_per_token"] / row["pytorch_energy_j_per_token"]
