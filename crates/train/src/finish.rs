@@ -21,12 +21,12 @@ use crate::evaluation::{Scored, Scoring};
 use crate::files::{read_json, write_json, write_whole};
 use crate::objective::Objective;
 use crate::observer::{Observer, Stage, StopFlag};
+use crate::plan::RunPlan;
 use crate::run_folder::RunFolder;
 use crate::seed::derive;
 use crate::session::{
     self, Hashing, RunOptions, dtype_name, pooling_name, provenance, save_adapter,
 };
-use crate::trainer::RunPlan;
 
 /// A run whose steps are done.
 pub(crate) struct Finished<'a> {

@@ -8,6 +8,8 @@
 #![forbid(unsafe_code)]
 
 pub mod artifacts;
+mod bench;
+mod check;
 pub mod checkpoint;
 mod data;
 pub mod device;
@@ -18,6 +20,7 @@ mod finish;
 pub mod objective;
 mod observer;
 pub mod optimizer;
+mod plan;
 pub mod recipe;
 mod run_folder;
 pub mod schedule;
@@ -26,7 +29,10 @@ mod session;
 pub mod step;
 mod trainer;
 mod upload;
+mod usage;
 
+pub use bench::{BenchTask, StepBenchOptions, StepBenchReport, step_bench};
+pub use check::{CheckReport, Trial, check};
 pub use data::{TASK_FILE, TaskFile, label_folder};
 pub use device::DeviceSpec;
 pub use error::TrainError;
@@ -34,3 +40,4 @@ pub use finish::rewrite_report;
 pub use observer::{Observer, Stage, StepProgress, StopFlag};
 pub use session::{RunOptions, lora_options};
 pub use trainer::{TrainOutcome, train};
+pub use usage::{Evaluated, UseOptions, evaluate, predict, run_recipe};

@@ -103,7 +103,6 @@ fn now() -> std::time::Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protobuf::parse_from_bytes;
     use tensorboard_rs::masked_crc32c::masked_crc32c;
 
     /// Reads the records of an event file, checking both checksums of each.
@@ -122,7 +121,7 @@ mod tests {
                 u32::from_le_bytes(rest[12 + length..16 + length].try_into().unwrap()),
                 masked_crc32c(data) as u32
             );
-            events.push(parse_from_bytes::<Event>(data).unwrap());
+            events.push(Event::parse_from_bytes(data).unwrap());
             rest = &rest[16 + length..];
         }
         events

@@ -1,0 +1,207 @@
+//! Everything that can fail, found before a run is started.
+
+use std::collections::BTreeMap;
+
+use calor_meter::{Meter, Purpose, Quantity};
+use calor_model::{Checkpoint, Mode, Model, ModelSize};
+use calor_records::Split;
+use calor_sequence::{PrefetchedBatch, PrepareReport, Step, collate};
+use serde::Serialize;
+
+use crate::TrainError;
+use crate::artifacts::report::SplitCounts;
+use crate::data::Data;
+use crate::device::{describe, synchronise};
+use crate::objective::Objective;
+use crate::observer::{Observer, Stage};
+use crate::optimizer::{AdamWOptions, LearningRates};
+use crate::plan::RunPlan;
+use crate::recipe::AdapterKind;
+use crate::session::{RunOptions, misfit, model_options};
+use crate::step::TrainStep;
+use crate::trainer::{source, task_file};
+use crate::upload;
+
+/// What a recipe would do, tried in part.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckReport {
+    /// The recipe's name.
+    pub name: String,
+    /// The device.
+    pub device: String,
+    /// What the device is.
+    pub device_description: String,
+    /// What each split holds.
+    pub splits: BTreeMap<String, SplitCounts>,
+    /// What became of the patients on the way to tokens.
+    pub sequences: PrepareReport,
+    /// Numbers of parameters.
+    pub model: ModelSize,
+    /// How many modules the adapter has a pair on.
+    pub adapted_modules: usize,
+    /// Optimizer steps an epoch.
+    pub steps_per_epoch: u64,
+    /// Optimizer steps of the run.
+    pub total_steps: u64,
+    /// The step that needs the most memory, tried once.
+    pub trial: Trial,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+}
+
+/// One optimizer step of the largest micro-batch, with all that belongs to it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Trial {
+    /// Rows of the micro-batch.
+    pub rows: usize,
+    /// Tokens a row, padding included.
+    pub seq: usize,
+    /// Wall time, everything the device does at its first step included.
+    pub elapsed_s: f64,
+    /// The loss, of an untrained head.
+    pub loss: f64,
+    /// Norm of the gradients.
+    pub grad_norm: f64,
+    /// Peak memory of the process.
+    pub host_peak_bytes: Quantity,
+    /// Peak memory of the device, where it has its own.
+    pub device_peak_bytes: Quantity,
+}
+
+/// Opens all that a run needs, prepares its sequences (they are kept for the run), loads the
+/// model and tries the optimizer step that needs the most memory. Writes nothing but the cache.
+///
+/// # Errors
+/// Whatever would make the run fail.
+pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckReport, TrainError> {
+    let recipe = &options.recipe;
+    let task_name = recipe.task.kind.name();
+    let device = options.device.open()?;
+    let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    let data = Data::load(&source(options), observer)?;
+    if let Some(problem) = misfit(recipe, &checkpoint, &data) {
+        return Err(TrainError::Task {
+            task: task_name,
+            problem,
+        });
+    }
+    let training = data.set(Split::Train);
+    let plan = RunPlan::new(recipe, &data, &training)?;
+    let task = task_file(recipe, &data, &training);
+    let counts = data.class_counts(recipe.task.kind, &training);
+    let objective = Objective::new(
+        recipe.task.kind,
+        &recipe.task.class_weights,
+        &counts,
+        task.scale,
+    )
+    .map_err(|problem| TrainError::Task {
+        task: task_name,
+        problem,
+    })?;
+
+    observer.stage(Stage::Load);
+    let options_of_model = model_options(recipe, &checkpoint, task.classes.len());
+    let mut model = Model::load(&checkpoint, &options_of_model, &device)?;
+    let model_size = model.size();
+    let adapted_modules = model.lora_modules().len();
+
+    observer.stage(Stage::Train);
+    let mut meter = Meter::open(&recipe.energy, &options.device.metered(&device))
+        .map_err(|error| TrainError::Meter(Box::new(error)))?;
+    let largest = largest_micro_batch(&plan, &data, options.device.seq_multiple());
+    let (rows, seq) = (largest.batch.rows, largest.batch.seq);
+    let supervised = largest.batch.supervised_count.max(1) as f64;
+    let mut step = TrainStep::new(
+        AdamWOptions::default(),
+        recipe.train.max_grad_norm,
+        recipe.adapter.kind == AdapterKind::Lora,
+    );
+    synchronise(&device, "trying a step")?;
+    meter.begin(Purpose::WarmUp);
+    let started = std::time::Instant::now();
+    let result = step.run(
+        &mut model,
+        std::iter::once(largest),
+        |model: &Model, batch: PrefetchedBatch, _: &mut Meter| {
+            let input = upload::input(&batch.batch, &device);
+            let outputs = model.forward(&input, Mode::Train { dropout_seed: 0 });
+            Ok(objective.loss(outputs, &batch.batch.targets, &device))
+        },
+        supervised,
+        LearningRates::uniform(recipe.train.learning_rate),
+        1,
+        &mut meter,
+    )?;
+    synchronise(&device, "trying a step")?;
+    let elapsed_s = started.elapsed().as_secs_f64();
+    meter.end();
+    let memory = meter.report().memory;
+
+    let mut warnings = Vec::new();
+    for split in [Split::Tuning, Split::HeldOut] {
+        if data.set(split).is_empty() {
+            let name = split.name();
+            warnings.push(format!("no labelled patient is in the split `{name}`"));
+        }
+    }
+    if !result.unmoved.is_empty() {
+        warnings.push(format!(
+            "{} adapter tensors have no gradient, among them {}",
+            result.unmoved.len(),
+            result.unmoved[0]
+        ));
+    }
+    let splits = Split::ALL.map(|split| {
+        let counts = data.split_counts(recipe.task.kind, &data.set(split));
+        (split.name().to_owned(), counts)
+    });
+    Ok(CheckReport {
+        name: recipe.name.clone(),
+        device: options.device.to_string(),
+        device_description: describe(&device),
+        splits: splits.into_iter().collect(),
+        sequences: data.prepared.report().clone(),
+        model: model_size,
+        adapted_modules,
+        steps_per_epoch: plan.steps_per_epoch,
+        total_steps: plan.total_steps,
+        trial: Trial {
+            rows,
+            seq,
+            elapsed_s,
+            loss: result.loss,
+            grad_norm: result.grad_norm,
+            host_peak_bytes: memory.host_peak_bytes,
+            device_peak_bytes: memory.device_peak_bytes,
+        },
+        warnings,
+    })
+}
+
+/// The micro-batch of the first epoch with the most positions, padding included.
+fn largest_micro_batch(plan: &RunPlan, data: &Data, seq_multiple: usize) -> PrefetchedBatch {
+    let row_length = |row: &Vec<u32>| -> usize {
+        let lengths = row
+            .iter()
+            .map(|sample| data.prepared.length(*sample as usize));
+        lengths.sum()
+    };
+    let positions = |rows: &[Vec<u32>]| {
+        let longest = rows.iter().map(row_length).max().unwrap_or(0);
+        rows.len() * longest
+    };
+    let steps = plan.steps_from(0).take(plan.steps_per_epoch as usize);
+    let largest = steps
+        .flat_map(|step: Step| step.micro_batches)
+        .max_by_key(|micro| positions(&micro.rows))
+        .expect("a plan has a step, and a step a micro-batch");
+    let batch = collate(&data.prepared, &largest, data.pad_id, seq_multiple);
+    PrefetchedBatch {
+        step: 0,
+        micro: 0,
+        micro_count: 1,
+        step_supervised_count: batch.supervised_count,
+        batch,
+    }
+}

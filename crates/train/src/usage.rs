@@ -1,0 +1,250 @@
+//! What a finished run is used for: evaluation on a split or another cohort, prediction.
+
+use std::path::{Path, PathBuf};
+
+use calor_meter::{Meter, MeterReport, Phase, Purpose};
+use calor_model::{Checkpoint, Model};
+use calor_records::Split;
+
+use crate::TrainError;
+use crate::artifacts::report::{FileHash, Report, SplitEvaluation};
+use crate::data::{Data, Source, label_folder};
+use crate::device::{DeviceSpec, synchronise};
+use crate::evaluation::{Scored, Scoring};
+use crate::files::{hash_file, read_json};
+use crate::observer::{Observer, Stage, StopFlag};
+use crate::recipe::Recipe;
+use crate::seed::derive;
+use crate::session::{float_dtype, read_task};
+
+/// A file up to this length is hashed again to see whether it is the one of the run.
+const HASHED_AGAIN_BYTES: u64 = 1 << 20;
+
+/// How a run is used.
+#[derive(Clone, Debug)]
+pub struct UseOptions {
+    /// The run's folder.
+    pub run: PathBuf,
+    /// The folder of the checkpoint that the run's recipe names.
+    pub checkpoint: PathBuf,
+    /// Where prepared sequences are kept.
+    pub cache: PathBuf,
+    /// Where to compute.
+    pub device: DeviceSpec,
+    /// Another cohort than the run's own.
+    pub cohort: Option<PathBuf>,
+}
+
+/// Patients with what a run's model says about them, and what is known.
+#[derive(Clone, Debug)]
+pub struct Evaluated {
+    /// The split, or none for all patients.
+    pub split: Option<Split>,
+    /// Metrics and curves.
+    pub evaluation: SplitEvaluation,
+    /// The scores themselves.
+    pub scored: Scored,
+    /// What scoring cost.
+    pub meter: MeterReport,
+}
+
+/// The resolved recipe of a run.
+///
+/// # Errors
+/// A folder that holds no run.
+pub fn run_recipe(run: &Path) -> Result<Recipe, TrainError> {
+    let path = run.join("recipe.toml");
+    if !path.exists() {
+        let problem = "holds no run: there is no recipe.toml".to_owned();
+        return Err(TrainError::RunFolder {
+            path: run.to_owned(),
+            problem,
+        });
+    }
+    Ok(Recipe::load(&path, &[])?)
+}
+
+/// Evaluates a run's model on the labelled patients of a split, or on all of them.
+/// None when `stop` was set before the end.
+///
+/// # Errors
+/// An unfinished run, another checkpoint, a cohort without the task's labels or without
+/// patients in the split.
+pub fn evaluate(
+    options: &UseOptions,
+    split: Option<Split>,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+) -> Result<Option<Evaluated>, TrainError> {
+    let using = Using::open(options)?;
+    let Some((scored, meter)) = using.score(split, true, observer, stop)? else {
+        return Ok(None);
+    };
+    observer.stage(Stage::Report);
+    let recipe = &using.recipe;
+    let seed = derive(recipe.train.seed, "bootstrap", &[]);
+    let Some(evaluation) = scored.evaluation(recipe.evaluate.resamples, seed)? else {
+        return Err(TrainError::Task {
+            task: recipe.task.kind.name(),
+            problem: "no patient has all labels, so there is nothing to evaluate".to_owned(),
+        });
+    };
+    Ok(Some(Evaluated {
+        split,
+        evaluation,
+        scored,
+        meter,
+    }))
+}
+
+/// Scores patients with a run's model: at the prediction times of the task's label set
+/// where the cohort has one, else every subject at its last event. None when `stop` was
+/// set before the end.
+///
+/// # Errors
+/// An unfinished run, another checkpoint, a cohort that cannot be read.
+pub fn predict(
+    options: &UseOptions,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+) -> Result<Option<Scored>, TrainError> {
+    let using = Using::open(options)?;
+    let cohort = using.cohort();
+    let names = using.recipe.task.labels.names();
+    let labelled = names.iter().all(|name| label_folder(cohort, name).exists());
+    if !labelled {
+        observer.warning(
+            "the cohort has no labels of this task: every subject is predicted at its last event",
+        );
+    }
+    let scored = using.score(None, labelled, observer, stop)?;
+    Ok(scored.map(|(scored, _)| scored))
+}
+
+/// A run that is opened for use.
+struct Using<'a> {
+    options: &'a UseOptions,
+    recipe: Recipe,
+    adapter: PathBuf,
+}
+
+impl<'a> Using<'a> {
+    fn open(options: &'a UseOptions) -> Result<Using<'a>, TrainError> {
+        let recipe = run_recipe(&options.run)?;
+        let adapter = options.run.join("adapter");
+        if !adapter.exists() {
+            return Err(TrainError::RunFolder {
+                path: options.run.clone(),
+                problem: "has no adapter yet; go on with the run by `calor train … --resume`"
+                    .to_owned(),
+            });
+        }
+        let report = options.run.join("report.json");
+        if report.exists() {
+            let report: Report = read_json(&report)?;
+            same_checkpoint(&options.checkpoint, &report.provenance.checkpoint_files)?;
+        }
+        Ok(Using {
+            options,
+            recipe,
+            adapter,
+        })
+    }
+
+    fn cohort(&self) -> &Path {
+        match &self.options.cohort {
+            Some(cohort) => cohort,
+            None => &self.recipe.cohort.path,
+        }
+    }
+
+    fn score(
+        &self,
+        split: Option<Split>,
+        labelled: bool,
+        observer: &mut dyn Observer,
+        stop: &StopFlag,
+    ) -> Result<Option<(Scored, MeterReport)>, TrainError> {
+        let (options, recipe) = (self.options, &self.recipe);
+        let task = read_task(&self.adapter)?;
+        let device = options.device.open()?;
+        let checkpoint = Checkpoint::open(&options.checkpoint)?;
+        let source = Source {
+            cohort: self.cohort(),
+            kind: task.kind,
+            labels: if labelled {
+                recipe.task.labels.names()
+            } else {
+                Vec::new()
+            },
+            sequence: &task.sequence,
+            checkpoint: &options.checkpoint,
+            cache: &options.cache,
+            trained: Some(&task),
+        };
+        let data = Data::load(&source, observer)?;
+        let set = match split {
+            Some(split) => data.set(split),
+            None => data.prepared.all(),
+        };
+        if set.is_empty() {
+            let which = split.map_or("patients".to_owned(), |split| {
+                format!("patients in the split `{}`", split.name())
+            });
+            return Err(TrainError::Task {
+                task: task.kind.name(),
+                problem: format!("{} has no labelled {which}", self.cohort().display()),
+            });
+        }
+        observer.stage(Stage::Load);
+        let model = Model::load_with_adapter(
+            &checkpoint,
+            &self.adapter,
+            float_dtype(recipe.model.dtype),
+            &device,
+        )?;
+        let mut meter = Meter::open(&recipe.energy, &options.device.metered(&device))
+            .map_err(|error| TrainError::Meter(Box::new(error)))?;
+        observer.stage(Stage::Evaluate);
+        let micro_batch = recipe
+            .evaluate
+            .micro_batch
+            .unwrap_or(recipe.train.micro_batch);
+        let scoring = Scoring {
+            task: &task,
+            sequence: &task.sequence,
+            micro_batch,
+            device: options.device,
+        };
+        synchronise(&device, "scoring")?;
+        meter.begin(Purpose::Evaluation);
+        let started = std::time::Instant::now();
+        let scored = scoring.score(&model, &data, &set, &mut meter, observer, stop)?;
+        meter.add_phase(Phase::Evaluation, started.elapsed().as_secs_f64());
+        synchronise(&device, "scoring")?;
+        meter.end();
+        Ok(scored.map(|scored| (scored, meter.report())))
+    }
+}
+
+/// Refuses a checkpoint that is not the one a run was trained on: by the lengths of its
+/// files, and the contents of the small ones.
+fn same_checkpoint(folder: &Path, files: &[FileHash]) -> Result<(), TrainError> {
+    for file in files {
+        let path = folder.join(&file.name);
+        let length = std::fs::metadata(&path)
+            .map_err(TrainError::io("read", &path))?
+            .len();
+        let same = length == file.bytes
+            && (length > HASHED_AGAIN_BYTES || hash_file(&path)?.0 == file.sha256);
+        if !same {
+            return Err(TrainError::Corrupt {
+                path,
+                problem: "is not the file that the run was trained with; name the same checkpoint \
+                          and revision"
+                    .to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
