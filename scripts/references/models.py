@@ -19,6 +19,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from zlib import crc32
 
 import torch
 import transformers
@@ -59,7 +60,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
-# name → (model_type, changes to the configuration, gradients, options)
+# name → (model_type, changes to the configuration, options)
 DECODERS = {
     "llama2": ("llama", {"num_key_value_heads": 4}, {}),
     "llama3": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}, {}),
@@ -107,15 +108,16 @@ def main() -> None:
     def wanted(name: str) -> bool:
         return not arguments.only or name in arguments.only
 
-    for seed, (name, (kind, changes, options)) in enumerate(DECODERS.items()):
+    # A seed from the name: a new fixture leaves the others as they are.
+    for name, (kind, changes, options) in DECODERS.items():
         if wanted(name):
-            decoder(arguments.out / name, seed, kind, changes, options)
-    for seed, (name, (kind, changes, options)) in enumerate(ENCODERS.items()):
+            decoder(arguments.out / name, crc32(name.encode()), kind, changes, options)
+    for name, (kind, changes, options) in ENCODERS.items():
         if wanted(name):
-            encoder(arguments.out / name, 100 + seed, kind, changes, options)
-    for seed, (name, make) in enumerate(ADAPTERS.items()):
+            encoder(arguments.out / name, crc32(name.encode()), kind, changes, options)
+    for name, make in ADAPTERS.items():
         if wanted(name):
-            make(arguments.out, arguments.out / name, 200 + seed)
+            make(arguments.out, arguments.out / name, crc32(name.encode()))
     if wanted("matching.json"):
         matching(arguments.out / "matching.json")
 
@@ -314,6 +316,18 @@ def tied_adapter(out: Path, folder: Path, seed: int) -> None:
     reference(folder / "reference.safetensors", adapted, ids, None, [])
 
 
+def output_adapter(out: Path, folder: Path, seed: int) -> None:
+    """A pair on the output layer, whose frozen weight PEFT then stores too; tied to the embedding."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(out / "llama3", attn_implementation="eager")
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=3, target_modules=["lm_head", "o_proj"])
+    adapted = adapt(model, config, seed)
+    fresh(folder)
+    save_adapter(adapted, folder, "llama3")
+    ids, _ = tokens(None, None, seed)
+    names = ["base_model.model.lm_head.lora_A.weight", "base_model.model.lm_head.lora_B.weight"]
+    reference(folder / "reference.safetensors", adapted, ids, None, names, lambda n: n.replace(".default", ""))
+
+
 def sequence_adapter(base: str, labels: int, side: str, lora: dict):
     def make(out: Path, folder: Path, seed: int) -> None:
         torch.manual_seed(seed)
@@ -347,6 +361,7 @@ def backbone_adapter(out: Path, folder: Path, seed: int) -> None:
 ADAPTERS = {
     "adapter-causal": causal_adapter,
     "adapter-tied": tied_adapter,
+    "adapter-output": output_adapter,
     "adapter-llama-classifier": sequence_adapter(
         "mistral", 3, "right", {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
     ),

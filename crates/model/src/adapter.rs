@@ -25,6 +25,8 @@ const OWN_WEIGHTS: &str = "calor.safetensors";
 const OWN_CONFIG: &str = "calor.json";
 /// Version of `calor.json`.
 const OWN_FORMAT: u32 = 1;
+/// PEFT stores the frozen output layer beside a pair on it.
+const OUTPUT_WEIGHT: &str = "base_model.model.lm_head.base_layer.weight";
 /// Keys of `adapter_model.safetensors` begin with this.
 const PEFT_PREFIX: &str = "base_model.model.";
 
@@ -155,6 +157,9 @@ impl Model {
             path: dir.join(CONFIG),
         };
         let config = config.write(&self.plan, &modules)?;
+        if let Some(weight) = self.adapted_output_weight() {
+            collected.insert(OUTPUT_WEIGHT, weight);
+        }
         let (peft, own): (Vec<_>, Vec<_>) = collected
             .tensors
             .into_iter()
@@ -190,6 +195,12 @@ impl Model {
         };
         let mut expected = Collect::default();
         self.clone().visit_trainable(&mut expected);
+        let output = self.adapted_output_weight();
+        if let Some(weight) = output.clone()
+            && weights.entry(OUTPUT_WEIGHT).is_some()
+        {
+            expected.insert(OUTPUT_WEIGHT, weight);
+        }
         let mut used = BTreeSet::new();
         for (name, tensor) in &expected.tensors {
             let shape = tensor.shape.clone();
@@ -232,6 +243,13 @@ impl Model {
             values.insert(name, floats);
         }
         let device = self.device().clone();
+        if let (Some(weight), Some(stored)) = (output, values.remove(OUTPUT_WEIGHT)) {
+            let data = TensorData::new(stored, weight.shape());
+            let stored = Tensor::<2>::from_data(data, (&device, DType::F32)).cast(weight.dtype());
+            if stored.to_data() != weight.to_data() {
+                self.set_output_weight(stored);
+            }
+        }
         self.visit_trainable(&mut Assign { values, device });
         Ok(())
     }
@@ -323,7 +341,13 @@ struct Collect {
 
 impl ParameterVisitor for Collect {
     fn visit<const D: usize>(&mut self, name: &str, _: ParameterGroup, tensor: &mut Tensor<D>) {
-        let data = tensor.clone().inner().into_data_dtype(DType::F32);
+        self.insert(name, tensor.clone().inner());
+    }
+}
+
+impl Collect {
+    fn insert<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) {
+        let data = tensor.into_data_dtype(DType::F32);
         self.tensors.insert(
             name.to_owned(),
             HostTensor {

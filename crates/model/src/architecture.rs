@@ -201,11 +201,11 @@ impl TaskClass {
         let prefix = self.prefix(config.model_type);
         let mut modules = backbone(config);
         // RoBERTa's classifier has its own dense layer and does without the pooler.
-        let pooled = match (self, config.model_type) {
-            (TaskClass::Backbone, ModelType::Bert | ModelType::Roberta) => true,
-            (TaskClass::SequenceClassifier, ModelType::Bert) => true,
-            _ => false,
-        };
+        let pooled = matches!(
+            (self, config.model_type),
+            (TaskClass::Backbone, ModelType::Bert | ModelType::Roberta)
+                | (TaskClass::SequenceClassifier, ModelType::Bert)
+        );
         if pooled {
             modules.push(pooler(config));
         }

@@ -137,11 +137,11 @@ impl HeadOptions {
 pub(crate) enum Head {
     None,
     CausalLm {
-        linear: Linear,
+        linear: Box<Linear>,
         /// The weight is the token embedding.
         tied: bool,
     },
-    Classifier(Classifier),
+    Classifier(Box<Classifier>),
 }
 
 /// One linear layer, or RoBERTa's dense layer, tanh and projection.

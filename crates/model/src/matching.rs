@@ -154,12 +154,15 @@ enum Rule<'a> {
     Regex(Regex, &'a str),
 }
 
+/// Expressions, each with what a person wrote.
+type Compiled<'a> = Vec<(Regex, &'a str)>;
+
 /// PEFT's `check_target_module_exists`, its patterns compiled once.
 struct Selector<'a> {
     rule: Rule<'a>,
     exclude: Option<Rule<'a>>,
-    saved: Vec<(Regex, &'a str)>,
-    layers: Option<(&'a [usize], Vec<(Regex, &'a str)>)>,
+    saved: Compiled<'a>,
+    layers: Option<(&'a [usize], Compiled<'a>)>,
 }
 
 impl<'a> Selector<'a> {
@@ -222,7 +225,7 @@ impl<'a> Selector<'a> {
 }
 
 /// Expressions whose first group is a layer's number.
-fn layer_patterns(names: &[String]) -> Result<Vec<(Regex, &str)>, ModelError> {
+fn layer_patterns(names: &[String]) -> Result<Compiled<'_>, ModelError> {
     if names.is_empty() {
         let any = r"\A.*?\.[^.]*\.(\d+)\.";
         return Ok(vec![(compile(any, any)?, any)]);

@@ -59,8 +59,8 @@ pub struct Model {
 
 #[derive(Debug, Clone)]
 enum Backbone {
-    Decoder(Decoder),
-    Encoder(Encoder),
+    Decoder(Box<Decoder>),
+    Encoder(Box<Encoder>),
 }
 
 /// Numbers of parameters, for the arithmetic of FLOPs and memory.
@@ -142,14 +142,21 @@ impl Model {
             device: &device,
         };
         let backbone = match &config.kind {
-            Kind::Decoder(decoder) => Backbone::Decoder(Decoder::build(&builder, config, decoder)?),
+            Kind::Decoder(decoder) => {
+                Backbone::Decoder(Box::new(Decoder::build(&builder, config, decoder)?))
+            }
             Kind::Encoder(encoder) => {
                 let path = format!("{}pooler.dense", class.prefix(config.model_type));
                 let with_pooler = builder.plan.contains_key(&path)
                     || crate::matching::saved(&builder.modules_to_save, &path)
                     || (class == TaskClass::SequenceClassifier
                         && config.model_type == crate::ModelType::Bert);
-                Backbone::Encoder(Encoder::build(&builder, config, encoder, with_pooler)?)
+                Backbone::Encoder(Box::new(Encoder::build(
+                    &builder,
+                    config,
+                    encoder,
+                    with_pooler,
+                )?))
             }
         };
         let head = match (options.head, &backbone) {
@@ -160,14 +167,19 @@ impl Model {
                     return Err(checkpoint.missing("lm_head.weight", expected));
                 }
                 let (linear, tied) = builder.lm_head(tied.then_some(&decoder.embedding))?;
-                Head::CausalLm { linear, tied }
+                Head::CausalLm {
+                    linear: Box::new(linear),
+                    tied,
+                }
             }
             (
                 HeadOptions::Classifier {
                     labels, pooling, ..
                 },
                 _,
-            ) => Head::Classifier(Classifier::build(&builder, config, labels, pooling)?),
+            ) => Head::Classifier(Box::new(Classifier::build(
+                &builder, config, labels, pooling,
+            )?)),
             _ => Head::None,
         };
         let Builder {
@@ -283,6 +295,24 @@ impl Model {
         let hidden = hidden.reshape([batch * seq, width]);
         let weight = weight.matching(hidden.dtype());
         calor_kernels::linear_cross_entropy(hidden, weight, targets)
+    }
+
+    /// The frozen weight of an output layer that carries a pair: PEFT stores it with the adapter.
+    pub(crate) fn adapted_output_weight(&self) -> Option<Tensor<2>> {
+        match &self.head {
+            Head::CausalLm { linear, .. } if linear.lora.is_some() => {
+                Some(self.output_layer().1.tensor.clone().inner())
+            }
+            _ => None,
+        }
+    }
+
+    /// Replaces that weight, which then no longer is the token embedding.
+    pub(crate) fn set_output_weight(&mut self, weight: Tensor<2>) {
+        if let Head::CausalLm { linear, tied } = &mut self.head {
+            linear.weight.tensor = weight;
+            *tied = false;
+        }
     }
 
     fn output_layer(&self) -> (&crate::linear::Linear, &Parameter<2>) {

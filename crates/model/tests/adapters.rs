@@ -72,6 +72,7 @@ fn what_peft_wrote_is_written_back_byte_for_byte() {
     for (base, adapter) in [
         ("llama2", "adapter-causal"),
         ("llama3", "adapter-tied"),
+        ("llama3", "adapter-output"),
         ("mistral", "adapter-llama-classifier"),
         ("bert", "adapter-bert-classifier"),
         ("roberta", "adapter-roberta-classifier"),
@@ -229,7 +230,8 @@ fn missing_unused_and_misshapen_keys_are_named() {
     let bytes = std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
     let stored = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let victim = "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight";
-    let with = |change: &dyn Fn(&mut Vec<(String, safetensors::tensor::TensorView)>)| -> String {
+    type Tensors<'a> = Vec<(String, safetensors::tensor::TensorView<'a>)>;
+    let with = |change: &dyn Fn(&mut Tensors)| -> String {
         let dir = tempfile::tempdir().unwrap();
         let mut tensors = stored.tensors();
         change(&mut tensors);

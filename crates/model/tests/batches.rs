@@ -78,7 +78,7 @@ proptest! {
         for (base, pooling) in MODELS {
             let model = model(base, pooling, 0.0).for_inference();
             let separate = one_a_row(&sequences, longest);
-            let together = packed(&[sequences.clone()], total + padding);
+            let together = packed(std::slice::from_ref(&sequences), total + padding);
             let a = values(model.forward(&separate, Mode::Infer));
             let b = values(model.forward(&together, Mode::Infer));
             prop_assert!(largest_difference(&a, &b) < CLOSE, "{base}: {a:?} {b:?}");

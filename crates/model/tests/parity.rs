@@ -77,6 +77,7 @@ fn adapters_of_peft_agree() {
             .any(|comparison| comparison.name.ends_with("lora_A.weight"))
     );
     check("llama3", Some("adapter-tied"));
+    check("llama3", Some("adapter-output"));
     check("mistral", Some("adapter-llama-classifier"));
     check("bert", Some("adapter-bert-classifier"));
     check("roberta", Some("adapter-roberta-classifier"));
