@@ -5,12 +5,12 @@ mod common;
 
 use std::path::Path;
 
+use ::half::bf16;
 use burn::tensor::FloatDType;
 use calor_model::{
     Checkpoint, HeadOptions, Mode, Model, ModelError, ModelOptions, Pooling, Problem,
 };
 use common::{device, fixture, largest_difference, packed, sequences, values};
-use half::bf16;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -34,10 +34,11 @@ impl Copy {
     fn of(name: &str) -> Copy {
         let bytes = std::fs::read(fixture(name).join("model.safetensors")).unwrap();
         let stored = SafeTensors::deserialize(&bytes).unwrap();
+        let mut tensors = stored.tensors();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
         let config = std::fs::read_to_string(fixture(name).join("config.json")).unwrap();
         Copy {
-            tensors: stored
-                .tensors()
+            tensors: tensors
                 .into_iter()
                 .map(|(name, view)| Owned {
                     name,
@@ -137,30 +138,38 @@ fn shards_give_what_one_file_gives() {
 }
 
 #[test]
-fn half_precision_checkpoints_are_read() {
-    let expected = hidden(&fixture("llama2"));
-    for (dtype, bound) in [(Dtype::BF16, 0.08), (Dtype::F16, 0.01)] {
-        let mut copy = Copy::of("llama2");
-        for tensor in &mut copy.tensors {
-            let floats: &[[u8; 4]] = tensor.bytes.as_chunks().0;
-            let converted: Vec<u8> = floats
+fn half_precision_checkpoints_are_read_exactly() {
+    let original = hidden(&fixture("llama2"));
+    for dtype in [Dtype::BF16, Dtype::F16] {
+        // The same rounded numbers, stored in half precision and in f32.
+        let mut half = Copy::of("llama2");
+        let mut full = Copy::of("llama2");
+        for (half, full) in half.tensors.iter_mut().zip(&mut full.tensors) {
+            let floats: &[[u8; 4]] = full.bytes.as_chunks().0;
+            let rounded: Vec<([u8; 2], f32)> = floats
                 .iter()
                 .map(|bytes| f32::from_le_bytes(*bytes))
-                .flat_map(|value| match dtype {
-                    Dtype::BF16 => bf16::from_f32(value).to_le_bytes(),
-                    _ => half::f16::from_f32(value).to_le_bytes(),
+                .map(|value| match dtype {
+                    Dtype::BF16 => {
+                        let value = bf16::from_f32(value);
+                        (value.to_le_bytes(), value.to_f32())
+                    }
+                    _ => {
+                        let value = ::half::f16::from_f32(value);
+                        (value.to_le_bytes(), value.to_f32())
+                    }
                 })
                 .collect();
-            tensor.bytes = converted;
-            tensor.dtype = dtype;
+            half.bytes = rounded.iter().flat_map(|(bytes, _)| *bytes).collect();
+            half.dtype = dtype;
+            full.bytes = rounded
+                .iter()
+                .flat_map(|(_, value)| value.to_le_bytes())
+                .collect();
         }
-        let read = hidden(copy.write());
-        let difference = largest_difference(&read, &expected);
-        // Eight and eleven significant bits, through two layers of states around 1.
-        assert!(
-            difference > 0.0 && difference < bound,
-            "{dtype:?}: {difference}"
-        );
+        let read = hidden(half.write());
+        assert_eq!(read, hidden(full.write()), "{dtype:?}");
+        assert_ne!(read, original, "{dtype:?}");
     }
 }
 
