@@ -12,7 +12,8 @@ use crate::TrainError;
 use crate::artifacts::html;
 use crate::artifacts::metrics::{self, MetricsLine};
 use crate::artifacts::report::{
-    DataReport, ModelReport, Outcome, REPORT_SCHEMA, Report, TaskReport, TrainingReport,
+    BestEvaluation, DataReport, ModelReport, Outcome, REPORT_SCHEMA, Report, TaskReport,
+    TrainingReport,
 };
 use crate::checkpoint::TrainerState;
 use crate::data::{Data, TaskFile};
@@ -145,7 +146,11 @@ pub(crate) fn finish(
             steps: run.state.step,
             steps_per_epoch: run.plan.steps_per_epoch,
             epochs: run.plan.epochs(run.state.step),
-            best: run.state.best,
+            best: run.state.best.map(|best| BestEvaluation {
+                step: best.step,
+                metric: best.metric,
+                value: best.value,
+            }),
             final_loss: final_loss(run.lines, run.plan.steps_per_epoch),
         },
         evaluation,

@@ -199,3 +199,7 @@ fn unmoved<P: Parameters>(
     }
     Ok(unmoved)
 }
+
+#[cfg(test)]
+#[path = "step_tests.rs"]
+mod tests;

@@ -7,8 +7,8 @@ use calor_meter::MeterReport;
 use calor_sequence::PrepareReport;
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Best, Session};
-use crate::recipe::TaskKind;
+use crate::checkpoint::Session;
+use crate::recipe::{Metric, TaskKind};
 
 /// The number in `schema` of a report of this version.
 pub const REPORT_SCHEMA: u32 = 1;
@@ -119,9 +119,20 @@ pub struct TrainingReport {
     /// Epochs done, as a fraction.
     pub epochs: f64,
     /// The evaluation whose model was kept; none without `tuning` patients.
-    pub best: Option<Best>,
+    pub best: Option<BestEvaluation>,
     /// Mean loss over the last epoch's steps, or all steps if there were fewer.
     pub final_loss: Option<f64>,
+}
+
+/// The evaluation whose model was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BestEvaluation {
+    /// Optimizer steps done when it was made.
+    pub step: u64,
+    /// What was compared.
+    pub metric: Metric,
+    /// Its value.
+    pub value: f64,
 }
 
 /// Evaluation of a split.
