@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// patient's identifier or value.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordsError {
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path} cannot be read or written", path = path.display())]
     Io {
         path: PathBuf,
         source: std::io::Error,
@@ -16,8 +16,8 @@ pub enum RecordsError {
     NotACohort { path: PathBuf, reason: String },
 
     #[error(
-        "{path} cannot be read as Parquet ({source}); the file is truncated, corrupt or of another \
-         format: write it again",
+        "{path} cannot be read as Parquet: the file is truncated, corrupt or of another format; \
+         write it again",
         path = path.display()
     )]
     Parquet {
@@ -26,7 +26,7 @@ pub enum RecordsError {
     },
 
     #[error(
-        "{path} breaks off or is corrupt near row {row} ({source}): write it again",
+        "{path} breaks off or is corrupt near row {row}: write it again",
         path = path.display()
     )]
     CorruptRows {
@@ -40,6 +40,12 @@ pub enum RecordsError {
         path = path.display()
     )]
     Undecodable { path: PathBuf, row: u64 },
+
+    #[error(
+        "{path} is compressed with {codec}, which is not read here: write it again with zstd or snappy",
+        path = path.display()
+    )]
+    Compression { path: PathBuf, codec: String },
 
     #[error(
         "{path} has no column `{column}` ({expected}); its columns are {found}",
@@ -116,7 +122,12 @@ pub enum RecordsError {
         first_row: u64,
     },
 
-    #[error("{path} is not valid JSON: {source}", path = path.display())]
+    #[error(
+        "{path} is not valid JSON (line {line}, column {column})",
+        path = path.display(),
+        line = source.line(),
+        column = source.column()
+    )]
     Json {
         path: PathBuf,
         source: serde_json::Error,

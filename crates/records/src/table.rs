@@ -12,6 +12,7 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
     ParquetRecordBatchReaderBuilder, RowSelection,
 };
+use parquet::basic::Compression;
 
 use crate::error::RecordsError;
 
@@ -219,6 +220,35 @@ impl Table {
         }
     }
 
+    /// Checks that the columns named are compressed in a way that is built in.
+    fn check_compression(&self, columns: &[(&str, Decode)]) -> Result<(), RecordsError> {
+        let unread = self
+            .metadata
+            .metadata()
+            .row_groups()
+            .iter()
+            .flat_map(|group| group.columns())
+            .filter(|chunk| {
+                let root = chunk.column_path().parts().first();
+                columns
+                    .iter()
+                    .any(|(name, _)| root.is_some_and(|root| root == name))
+            })
+            .map(|chunk| chunk.compression())
+            .find(|codec| matches!(codec, Compression::BROTLI(_) | Compression::LZO));
+        match unread {
+            None => Ok(()),
+            Some(codec) => Err(RecordsError::Compression {
+                path: self.path.clone(),
+                codec: if codec == Compression::LZO {
+                    "LZO".to_string()
+                } else {
+                    "Brotli".to_string()
+                },
+            }),
+        }
+    }
+
     /// Reads the columns named (those the file has) in batches of at most `batch_rows` rows.
     /// `row_groups` and `selection` (relative to those groups) restrict the rows; `first_row` is
     /// the row of the file that the first batch starts at, for messages.
@@ -229,6 +259,7 @@ impl Table {
         batch_rows: usize,
         first_row: u64,
     ) -> Result<Batches, RecordsError> {
+        self.check_compression(columns)?;
         let mut roots = Vec::new();
         let fields: Vec<Field> = self
             .fields()

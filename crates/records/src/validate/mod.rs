@@ -384,6 +384,10 @@ fn add_error(findings: &mut Findings, rule: Rule, path: &Path, error: &RecordsEr
             format!("it is truncated, corrupt or not Parquet ({source})"),
         ),
         RecordsError::Io { source, .. } => (None, source.to_string()),
+        RecordsError::Compression { codec, .. } => (
+            None,
+            format!("it is compressed with {codec}, which is not read here"),
+        ),
         RecordsError::MissingColumn {
             column, expected, ..
         } => (None, format!("there is no column `{column}` ({expected})")),
