@@ -86,9 +86,9 @@ pub enum TimeResolution {
 pub enum Repeat {
     /// Every row.
     All,
-    /// Each code once, at the time of its latest row, with its direction and the number of rows:
-    /// `creatinine high 1.42 rising 14 times`. Notes (`text_value`) are all kept. Much shorter
-    /// where laboratory values repeat by the hundred.
+    /// Each code once, at the time of its latest row, with the number of rows and where the latest
+    /// value lies from the mean of the earlier ones: `creatinine 14 times rising high 1.42`. Notes
+    /// (`text_value`) are all kept. Much shorter where laboratory values repeat by the hundred.
     Latest,
 }
 

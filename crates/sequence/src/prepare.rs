@@ -18,7 +18,7 @@ use crate::tokenizer::{PatientTokenizer, WordCache};
 
 /// Raised whenever the same patient, tokenizer and options give other tokens than before, so that
 /// caches written earlier are not taken for current ones.
-const RENDERING: u32 = 1;
+const RENDERING: u32 = 2;
 
 /// Rows that one thread works through at a time. Large, since the rows of a Parquet row group
 /// before those that are wanted cost time as well.

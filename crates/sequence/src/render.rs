@@ -152,8 +152,8 @@ impl<'a> Renderer<'a> {
             }
             let site = row.event.site.as_ref().filter(|_| self.options.sites);
             value.clear();
-            self.push_value(&mut value, &row.text, row.event);
             self.push_repeats(&mut value, row);
+            self.push_value(&mut value, &row.text, row.event);
             // Notes stay units of their own.
             let key = (&*row.event.code, site.map(|site| &**site));
             if row.event.text_value.is_none() {
@@ -203,18 +203,18 @@ impl<'a> Renderer<'a> {
         }
     }
 
+    /// Appends ` 14 times rising` for a row that stands for several.
     fn push_repeats(&self, body: &mut String, row: &Row<'_, 'a>) {
         let Some(repeats) = row.repeats.as_ref().filter(|repeats| repeats.count > 1) else {
             return;
         };
+        write!(body, " {} times", repeats.count).expect("a string takes all text");
         let spread = row
             .text
             .statistics
             .map_or(0.0, |statistics| f64::from(statistics.interquartile_range));
-        if let (Some(latest), true) = (
-            row.event.numeric_value,
-            repeats.earlier_values > 0 && spread > 0.0,
-        ) {
+        let latest = row.event.numeric_value.filter(|value| value.is_finite());
+        if let (Some(latest), true) = (latest, repeats.earlier_values > 0 && spread > 0.0) {
             let mean = repeats.earlier_sum / f64::from(repeats.earlier_values);
             let difference = f64::from(latest) - mean;
             if difference > TREND_SHARE * spread {
@@ -223,7 +223,6 @@ impl<'a> Renderer<'a> {
                 body.push_str(" falling");
             }
         }
-        write!(body, " {} times", repeats.count).expect("a string takes all text");
     }
 
     fn code_text(&mut self, code: &Arc<str>) -> Arc<CodeText<'a>> {
