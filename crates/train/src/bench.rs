@@ -18,7 +18,7 @@ use crate::device::{DeviceSpec, describe, synchronise};
 use crate::optimizer::{AdamWOptions, LearningRates};
 use crate::recipe::Dtype;
 use crate::seed::derive;
-use crate::session::{describe_work, float_dtype};
+use crate::session::{describe_work, float_dtype, open_device, record_device_memory};
 use crate::step::TrainStep;
 use crate::upload;
 
@@ -111,7 +111,7 @@ pub struct StepBenchReport {
 /// # Errors
 /// A checkpoint, an adapter or a batch that does not fit; a loss that is not finite.
 pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainError> {
-    let device = options.device.open()?;
+    let device = open_device(options.device, options.dtype)?;
     device.seed(derive(options.seed, "device", &[]));
     let checkpoint = Checkpoint::open(&options.model)?;
     let dtype = float_dtype(options.dtype);
@@ -204,6 +204,7 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
             report.step_s.push(started.elapsed().as_secs_f64());
         }
     }
+    record_device_memory(&mut meter, options.device, &device);
     meter.end();
     let meter = meter.report();
     let mut sorted = report.step_s.clone();

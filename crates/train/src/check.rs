@@ -17,7 +17,7 @@ use crate::observer::{Observer, Stage};
 use crate::optimizer::{AdamWOptions, LearningRates};
 use crate::plan::RunPlan;
 use crate::recipe::AdapterKind;
-use crate::session::{RunOptions, misfit, model_options};
+use crate::session::{RunOptions, misfit, model_options, open_device, record_device_memory};
 use crate::step::TrainStep;
 use crate::trainer::{source, task_file};
 use crate::upload;
@@ -76,7 +76,7 @@ pub struct Trial {
 pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckReport, TrainError> {
     let recipe = &options.recipe;
     let task_name = recipe.task.kind.name();
-    let device = options.device.open()?;
+    let device = open_device(options.device, recipe.model.dtype)?;
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
     let data = Data::load(&source(options), observer)?;
     if let Some(problem) = misfit(recipe, &checkpoint, &data) {
@@ -135,6 +135,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
     )?;
     synchronise(&device, "trying a step")?;
     let elapsed_s = started.elapsed().as_secs_f64();
+    record_device_memory(&mut meter, options.device, &device);
     meter.end();
     let memory = meter.report().memory;
 

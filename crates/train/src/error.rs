@@ -141,6 +141,13 @@ impl TrainError {
 
     /// Whether the cause is the recipe or the command line, not the run: exit status 2.
     pub fn is_usage(&self) -> bool {
-        matches!(self, TrainError::Recipe(_) | TrainError::Device { .. })
+        matches!(
+            self,
+            TrainError::Recipe(_)
+                | TrainError::Device { .. }
+                | TrainError::Task { .. }
+                | TrainError::RunFolder { .. }
+                | TrainError::Sequence(calor_sequence::SequenceError::Option { .. })
+        )
     }
 }

@@ -85,6 +85,7 @@ pub(crate) fn finish(
         }
     }
     synchronise(model.device(), "finishing")?;
+    session::record_device_memory(meter, run.options.device, model.device());
     meter.end();
 
     observer.stage(Stage::Report);

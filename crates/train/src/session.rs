@@ -155,6 +155,33 @@ pub(crate) fn model_options(
     }
 }
 
+/// Opens the device of a run and sees whether it computes in the recipe's type.
+pub(crate) fn open_device(spec: DeviceSpec, dtype: Dtype) -> Result<Device, TrainError> {
+    let device = spec.open()?;
+    if !device.supports_dtype(DType::from(float_dtype(dtype))) {
+        return Err(TrainError::Device {
+            device: spec.to_string(),
+            problem: format!(
+                "does not compute in {}; set `model.dtype` to \"f32\"",
+                dtype_name(dtype)
+            ),
+        });
+    }
+    Ok(device)
+}
+
+/// Tells the meter the most memory that the device's allocator has held.
+pub(crate) fn record_device_memory(meter: &mut Meter, spec: DeviceSpec, device: &Device) {
+    if spec.is_asynchronous()
+        && let Some(usage) = device.memory_pool_usage()
+    {
+        meter.record_device_peak(
+            usage.bytes_reserved,
+            "bytes that the allocator has reserved",
+        );
+    }
+}
+
 /// What does not fit between the sequences and the checkpoint, in words.
 pub(crate) fn misfit(recipe: &Recipe, checkpoint: &Checkpoint, data: &Data) -> Option<String> {
     let config = checkpoint.config();

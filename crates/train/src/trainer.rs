@@ -24,7 +24,8 @@ use crate::recipe::{AdapterKind, Metric, Recipe, TaskKind};
 use crate::run_folder::RunFolder;
 use crate::seed::derive;
 use crate::session::{
-    Hashing, RunOptions, describe_work, fill_adapter, misfit, model_options, save_adapter,
+    Hashing, RunOptions, describe_work, fill_adapter, misfit, model_options, open_device,
+    record_device_memory, save_adapter,
 };
 use crate::step::TrainStep;
 use crate::upload;
@@ -63,7 +64,7 @@ pub fn train(
 
     // Seeds come first. What the loop itself draws (order, dropout) follows by hashing from
     // the seed and the step; the device's own generator is used by nothing of ours.
-    let device = options.device.open()?;
+    let device = open_device(options.device, recipe.model.dtype)?;
     device.seed(derive(seed, "device", &[]));
 
     // The run's folder is ours from here on.
@@ -118,6 +119,12 @@ pub fn train(
         recipe.adapter.kind == AdapterKind::Lora,
     );
     let schedule = plan.schedule(recipe);
+    if schedule.warmup_steps() >= plan.total_steps && plan.total_steps > 1 {
+        observer.warning(&format!(
+            "the warm-up of {} steps is as long as the run: the learning rate never gets to its peak",
+            schedule.warmup_steps()
+        ));
+    }
 
     // Where the run stands: at its beginning, or at its newest complete checkpoint.
     let data_hash = data.prepared.report().hash.clone();
@@ -240,6 +247,7 @@ pub fn train(
             && state.step < first_step;
         if !written && (done || stop.is_set() || (regular && state.step >= first_step)) {
             synchronise(&device, "writing a checkpoint")?;
+            record_device_memory(&mut meter, options.device, &device);
             meter.end();
             window = None;
             let mut saved = state.clone();

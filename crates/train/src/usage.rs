@@ -15,7 +15,7 @@ use crate::files::{hash_file, read_json};
 use crate::observer::{Observer, Stage, StopFlag};
 use crate::recipe::Recipe;
 use crate::seed::derive;
-use crate::session::{float_dtype, read_task};
+use crate::session::{float_dtype, open_device, read_task};
 
 /// A file up to this length is hashed again to see whether it is the one of the run.
 const HASHED_AGAIN_BYTES: u64 = 1 << 20;
@@ -167,7 +167,7 @@ impl<'a> Using<'a> {
     ) -> Result<Option<(Scored, MeterReport)>, TrainError> {
         let (options, recipe) = (self.options, &self.recipe);
         let task = read_task(&self.adapter)?;
-        let device = options.device.open()?;
+        let device = open_device(options.device, recipe.model.dtype)?;
         let checkpoint = Checkpoint::open(&options.checkpoint)?;
         let source = Source {
             cohort: self.cohort(),
