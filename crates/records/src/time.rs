@@ -71,14 +71,14 @@ pub(crate) fn is_iso_8601(text: &str) -> bool {
         return false;
     }
     let mut at = 13;
-    if !digits(11, 2).is_some_and(|hour| hour < 24) {
+    if digits(11, 2).is_none_or(|hour| hour >= 24) {
         return false;
     }
     for _ in 0..2 {
         if bytes.get(at) != Some(&b':') {
             break;
         }
-        if !digits(at + 1, 2).is_some_and(|part| part < 60) {
+        if digits(at + 1, 2).is_none_or(|part| part >= 60) {
             return false;
         }
         at += 3;

@@ -59,17 +59,15 @@ pub(super) fn check_dataset(
         "description_uri",
     ] {
         match object.get(key) {
-            None => {}
-            Some(serde_json::Value::String(text)) => {
-                if key == "created_at" && !is_iso_8601(text) {
-                    findings.add(
-                        Rule::DatasetCreatedAt,
-                        file,
-                        None,
-                        "`created_at` is not a time of ISO 8601",
-                    );
-                }
+            Some(serde_json::Value::String(text)) if key == "created_at" && !is_iso_8601(text) => {
+                findings.add(
+                    Rule::DatasetCreatedAt,
+                    file,
+                    None,
+                    "`created_at` is not a time of ISO 8601",
+                );
             }
+            None | Some(serde_json::Value::String(_)) => {}
             Some(_) => findings.add(
                 Rule::DatasetFields,
                 file,
