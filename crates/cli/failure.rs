@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use calor_train::TrainError;
+use calor_train::recipe::RecipeError;
 
 /// Exit statuses, as schedulers and scripts see them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,12 +56,12 @@ impl Failure {
 
 impl<E: Error + Send + Sync + 'static> From<E> for Failure {
     fn from(error: E) -> Failure {
-        let train = (&error as &dyn std::any::Any).downcast_ref::<TrainError>();
-        let exit = if train.is_some_and(TrainError::is_usage) {
-            Exit::Usage
-        } else {
-            Exit::Failed
-        };
+        let any = &error as &dyn std::any::Any;
+        let usage = any.is::<RecipeError>()
+            || any
+                .downcast_ref::<TrainError>()
+                .is_some_and(TrainError::is_usage);
+        let exit = if usage { Exit::Usage } else { Exit::Failed };
         Failure {
             exit,
             error: Box::new(error),
@@ -77,8 +78,8 @@ impl fmt::Display for Failure {
         let mut source = self.error.source();
         while let Some(cause) = source {
             let text = cause.to_string();
-            // A transparent wrapper says the same as what it wraps.
-            if text != said {
+            // Some messages already say their cause.
+            if !said.contains(&text) {
                 write!(
                     formatter,
                     "\n  cause: {}",

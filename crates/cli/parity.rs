@@ -100,15 +100,19 @@ fn show(tensors: &[Comparison], tolerance: f64, beyond: usize) -> String {
             (if tensor.within { "within" } else { "beyond" }).to_owned(),
         ]);
     }
-    let verdict = match beyond {
-        0 => format!(
-            "All {} tensors are within {tolerance:.0e} of the reference's largest magnitude.",
-            tensors.len()
-        ),
-        _ => format!(
-            "{beyond} of {} tensors are beyond {tolerance:.0e} of the reference's largest magnitude.",
-            tensors.len()
-        ),
-    };
-    format!("{}\n{verdict}\n", table.render())
+    let worst = tensors
+        .iter()
+        .max_by(|a, b| a.max_rel.total_cmp(&b.max_rel))
+        .map_or_else(String::new, |worst| {
+            format!(
+                "Largest relative difference: {:.2e} ({}).\n",
+                worst.max_rel, worst.name
+            )
+        });
+    format!(
+        "{}\n{worst}Within {tolerance:e} of the reference's largest magnitude: {} of {}.\n",
+        table.render(),
+        tensors.len() - beyond,
+        tensors.len()
+    )
 }

@@ -21,13 +21,20 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
     stage: Option<Stage>,
+    /// Whether the bar shows a count, or only that something goes on.
+    counting: bool,
 }
+
+/// Before there is anything to count.
+const WAITING: &str = "{spinner} {msg}";
+const COUNTING: &str = "{msg}  {wide_bar:.dim}  {pos}/{len}";
 
 impl Progress {
     /// Looks whether stderr is a terminal.
     pub fn new() -> Progress {
         let bar = io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8));
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8))
+                .with_style(style(WAITING));
             bar.enable_steady_tick(Duration::from_millis(250));
             bar
         });
@@ -35,6 +42,7 @@ impl Progress {
             bar,
             last_line: None,
             stage: None,
+            counting: false,
         }
     }
 
@@ -63,25 +71,31 @@ impl Progress {
         due
     }
 
-    fn style(&self, template: &str) {
-        if let Some(bar) = &self.bar {
-            // The templates are constants; one that is wrong shows in the first test.
-            bar.set_style(
-                ProgressStyle::with_template(template)
-                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
-            );
-        }
-    }
-
     fn counted(&mut self, what: &str, done: u64, total: u64) {
-        if let Some(bar) = &self.bar {
-            bar.set_length(total);
-            bar.set_position(done);
-            bar.set_message(what.to_owned());
-        } else if done < total && self.due() {
+        if !self.show(what, done, total) && done < total && self.due() {
             eprintln!("{what}: {} of {}", count(done), count(total));
         }
     }
+
+    /// Sets the bar, if there is one.
+    fn show(&mut self, what: &str, done: u64, total: u64) -> bool {
+        let Some(bar) = &self.bar else {
+            return false;
+        };
+        bar.set_length(total);
+        bar.set_position(done);
+        bar.set_message(what.to_owned());
+        if !self.counting {
+            self.counting = true;
+            bar.set_style(style(COUNTING));
+        }
+        true
+    }
+}
+
+/// The templates are constants: one that is wrong shows at the first look.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 impl Drop for Progress {
@@ -96,6 +110,7 @@ impl Observer for Progress {
             return;
         }
         self.stage = Some(stage);
+        self.last_line = Some(Instant::now());
         let name = match stage {
             Stage::Open => "Opening cohort and checkpoint",
             Stage::Prepare => "Preparing sequences",
@@ -107,14 +122,8 @@ impl Observer for Progress {
         };
         match &self.bar {
             Some(bar) => {
-                let counted = matches!(stage, Stage::Prepare | Stage::Train | Stage::Evaluate);
-                self.style(if counted {
-                    "{msg}  {wide_bar:.dim}  {pos}/{len}"
-                } else {
-                    "{spinner} {msg}"
-                });
-                bar.set_length(0);
-                bar.set_position(0);
+                self.counting = false;
+                bar.set_style(style(WAITING));
                 bar.set_message(name.to_owned());
             }
             // Evaluations come between steps: their result is the line.
@@ -154,22 +163,16 @@ impl Observer for Progress {
             parts.push(format!("{} left", seconds(remaining)));
         }
         let parts = parts.join("  ");
-        match &self.bar {
-            Some(bar) => {
-                bar.set_length(progress.total_steps);
-                bar.set_position(progress.step);
-                bar.set_message(parts);
-            }
-            None => {
-                if progress.step == progress.total_steps || self.due() {
-                    eprintln!(
-                        "step {}/{}  epoch {:.2}  {parts}",
-                        count(progress.step),
-                        count(progress.total_steps),
-                        progress.epoch
-                    );
-                }
-            }
+        if self.show(&parts, progress.step, progress.total_steps) {
+            return;
+        }
+        if progress.step <= 1 || progress.step == progress.total_steps || self.due() {
+            eprintln!(
+                "step {}/{}  epoch {:.2}  {parts}",
+                count(progress.step),
+                count(progress.total_steps),
+                progress.epoch
+            );
         }
     }
 

@@ -123,7 +123,7 @@ pub fn cost_of_evaluation(meter: &MeterReport) -> String {
         "energy".to_owned(),
         shown(&energy.gross_j_per_token, "J/token"),
     ]);
-    table.row(["".to_owned(), source_of(&energy.gross_j_per_token)]);
+    table.row(["".to_owned(), source_of(&energy.gross_j)]);
     table.render()
 }
 
@@ -222,5 +222,11 @@ fn shown(quantity: &Quantity, unit: &str) -> String {
 
 /// Where a number comes from, in brackets.
 fn source_of(quantity: &Quantity) -> String {
-    format!("({}: {})", quantity.status(), quantity.source())
+    let source = quantity.source();
+    // The model calls itself one; so does the status.
+    format!(
+        "({}: {})",
+        quantity.status(),
+        source.strip_prefix("model: ").unwrap_or(source)
+    )
 }
