@@ -35,7 +35,8 @@ fn refused(path: &Path) -> String {
 
 #[test]
 fn each_kind_is_read_back_sorted_from_any_files() {
-    let kinds: [(LabelKind, fn(i64) -> LabelValue); 4] = [
+    type Make = fn(i64) -> LabelValue;
+    let kinds: [(LabelKind, Make); 4] = [
         (LabelKind::Boolean, |n| LabelValue::Boolean(n % 2 == 0)),
         (LabelKind::Integer, LabelValue::Integer),
         (LabelKind::Float, |n| LabelValue::Float(n as f32 / 4.0)),
