@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
@@ -22,6 +23,9 @@ const HEADER_BYTES: u64 = 4096;
 /// The checksum is the hash of the hashes of blocks of this size, so that it is computed while
 /// writing and checked in parallel.
 const BLOCK_BYTES: u64 = 1 << 24;
+
+/// A temporary file that nobody has written to for so long belongs to nobody.
+const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 /// One sample: where its tokens are and how they came about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
@@ -201,6 +205,7 @@ impl CacheWriter {
         // Distinct for every writer, so that two preparations of one cache do not meet.
         static WRITERS: AtomicU64 = AtomicU64::new(0);
         let number = WRITERS.fetch_add(1, Ordering::Relaxed);
+        remove_abandoned(path)?;
         let temporary = path.with_extension(format!("{}-{number}.tmp", std::process::id()));
         let mut file = File::create(&temporary)?;
         file.write_all(&[0; HEADER_BYTES as usize])?;
@@ -304,6 +309,29 @@ impl CacheWriter {
         }
         Ok(())
     }
+}
+
+/// Removes what writers of this cache left behind when they were killed. One that is at work
+/// touches its file all the time.
+fn remove_abandoned(path: &Path) -> std::io::Result<()> {
+    let (Some(folder), Some(stem)) = (path.parent(), path.file_stem()) else {
+        return Ok(());
+    };
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?.path();
+        let name = entry.file_name().unwrap_or_default().as_encoded_bytes();
+        if !name.starts_with(stem.as_encoded_bytes()) || !name.ends_with(b".tmp") {
+            continue;
+        }
+        // It may be gone by now, or not be ours to remove: then it stays.
+        let idle = std::fs::metadata(&entry)
+            .and_then(|metadata| metadata.modified())
+            .map(|modified| modified.elapsed().unwrap_or_default());
+        if idle.is_ok_and(|idle| idle > ABANDONED_AFTER) {
+            let _ = std::fs::remove_file(&entry);
+        }
+    }
+    Ok(())
 }
 
 impl Drop for CacheWriter {
@@ -414,5 +442,27 @@ mod tests {
         writer.push_tokens(&[1, 2, 3]).unwrap();
         drop(writer);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_killed_writers_left_is_removed_and_what_others_write_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cache.sequences");
+        let [old, new, other] = ["cache.1-0.tmp", "cache.2-0.tmp", "other.1-0.tmp"]
+            .map(|name| folder.path().join(name));
+        let long_ago = std::time::SystemTime::now() - 2 * ABANDONED_AFTER;
+        for (path, time) in [
+            (&old, Some(long_ago)),
+            (&new, None),
+            (&other, Some(long_ago)),
+        ] {
+            let file = File::create(path).unwrap();
+            if let Some(time) = time {
+                file.set_modified(time).unwrap();
+            }
+        }
+        write(&path, &[1, 2, 3]);
+        assert!(!old.exists() && new.exists() && other.exists());
+        assert!(open(&path, 7).is_ok());
     }
 }

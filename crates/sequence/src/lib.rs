@@ -19,7 +19,6 @@ mod batch;
 mod cache;
 mod calendar;
 mod error;
-mod fingerprint;
 mod fit;
 mod histogram;
 mod labels;

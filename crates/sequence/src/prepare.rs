@@ -7,7 +7,6 @@ use sha2::{Digest, Sha256};
 
 use crate::SequenceError;
 use crate::cache::{Cache, CacheWriter, Found, SampleRecord};
-use crate::fingerprint::fingerprint;
 use crate::fit::{Fitted, fit};
 use crate::labels::{TargetKind, TaskLabels};
 use crate::options::{NumberStyle, Overlength, Repeat, SequenceOptions};
@@ -224,7 +223,7 @@ fn cache_key(
         hash.update(bytes);
     };
     part(format!("{} {RENDERING}", env!("CARGO_PKG_VERSION")).as_bytes());
-    part(&fingerprint(cohort)?);
+    part(cohort.fingerprint()?.digest().as_bytes());
     part(&tokenizer.digest());
     part(options.cache_key_json().as_bytes());
     part(&statistics.map_or([0; 32], ValueStatistics::digest));

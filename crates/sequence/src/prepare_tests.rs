@@ -88,10 +88,7 @@ fn samples_come_with_their_text_target_and_split() {
     // Training values 0, 1, 1, 2 and 4, 5, 5, 6: the quartiles are 1 and 5.
     assert_eq!(
         setting.tokenizer.decode(sample.tokens).unwrap(),
-        "[CLS] p a t i e n t. 1 d a y ago weight n o r m a l 2. 1 d a y later weight n o r m a l 3. [SEP]"
-            .replace("p a t i e n t", "patient")
-            .replace("d a y", "day")
-            .replace("n o r m a l", "normal")
+        "[CLS] patient. 1 day ago weight normal 2. 1 day later weight normal 3. [SEP]"
     );
     let train = prepared.split(Split::Train);
     assert_eq!(train.samples(), [0, 1, 2, 3, 8, 9, 10, 11]);

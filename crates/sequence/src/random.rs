@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn matches_the_published_stream() {
-        // First outputs of SplitMix64 for seed 1234567, as given by Rosetta Code's task page.
+        // The outputs usually quoted for seed 1234567.
         let mut random = SplitMix64 { state: 1_234_567 };
         let expected: [u64; 5] = [
             6_457_827_717_110_365_317,

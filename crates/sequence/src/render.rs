@@ -380,10 +380,8 @@ impl Rendered {
             text.push_str(phrase);
         };
         let opens_group = before.is_none_or(|before| before.group != unit.group);
-        if opens_group {
-            if let Some(phrase) = self.interval(unit, before, options) {
-                push(&phrase);
-            }
+        if opens_group && let Some(phrase) = self.interval(unit, before, options) {
+            push(&phrase);
         }
         if let Some(site) = &unit.site {
             let same = before.is_some_and(|before| before.site.as_ref() == Some(site));

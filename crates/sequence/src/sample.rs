@@ -56,3 +56,43 @@ pub fn render_sample(
         tokens: fitted.tokens,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{DAY_US, event, tokenizer, wordpiece};
+
+    #[test]
+    fn shows_the_whole_text_and_what_is_left_of_it() {
+        let patient = Patient {
+            subject_id: 1,
+            events: vec![
+                event(None, "SEX//F", None),
+                event(Some(0), "old", None),
+                event(Some(DAY_US), "weight", Some(70.0)),
+                event(Some(9 * DAY_US), "later", None),
+            ],
+        };
+        let show = |overlength| {
+            let options = SequenceOptions {
+                max_tokens: 13,
+                overlength,
+                ..Default::default()
+            };
+            render_sample(
+                &patient,
+                2 * DAY_US,
+                &CodeTable::default(),
+                &ValueStatistics::default(),
+                &options,
+                &tokenizer(&wordpiece(), None),
+            )
+        };
+        let shown = show(Overlength::DropOldestEvents).unwrap();
+        assert_eq!(shown.text, "woman. 2 days ago old. 1 day later weight 70.");
+        assert_eq!(shown.decoded, "[CLS] woman. 1 day ago weight 70. [SEP]");
+        assert_eq!(shown.tokens.len(), 13);
+        assert_eq!((shown.rows, shown.dropped_rows), (2, 1));
+        assert!(show(Overlength::Error).is_err());
+    }
+}

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -231,10 +232,9 @@ impl PatientTokenizer {
             let mut entangled = false;
             for (position, word) in text.split(' ').enumerate() {
                 let first = at_start && position == 0;
-                match self.word(word, first, cache)? {
-                    Ok(ids) => tokens.extend_from_slice(ids),
-                    Err(Word::Tokens(ids)) => tokens.extend_from_slice(&ids),
-                    Err(Word::Entangled) => {
+                match &*self.word(word, first, cache)? {
+                    Word::Tokens(ids) => tokens.extend_from_slice(ids),
+                    Word::Entangled => {
                         entangled = true;
                         break;
                     }
@@ -249,18 +249,13 @@ impl PatientTokenizer {
         Ok(())
     }
 
-    /// A word's tokens: borrowed from the cache, or owned when the cache is full or the word has
-    /// no tokens of its own.
-    #[expect(
-        clippy::type_complexity,
-        reason = "an error, or one of two ways to hold a word"
-    )]
+    /// A word's tokens: borrowed from the cache, or owned when that is full.
     fn word<'c>(
         &self,
         word: &str,
         first: bool,
         cache: &'c mut WordCache,
-    ) -> Result<Result<&'c [u32], Word>, SequenceError> {
+    ) -> Result<Cow<'c, Word>, SequenceError> {
         let words = if first {
             &mut cache.first
         } else {
@@ -269,14 +264,11 @@ impl PatientTokenizer {
         if !words.contains_key(word) {
             let found = self.look_up(word, first)?;
             if words.len() >= CACHED_WORDS {
-                return Ok(Err(found));
+                return Ok(Cow::Owned(found));
             }
             words.insert(word.into(), found);
         }
-        Ok(match &words[word] {
-            Word::Tokens(ids) => Ok(ids),
-            Word::Entangled => Err(Word::Entangled),
-        })
+        Ok(Cow::Borrowed(&words[word]))
     }
 
     /// Encodes a word by itself and checks, between neighbours, that it may be.
