@@ -258,6 +258,9 @@ fn at_row(error: RecordsError, row: u64) -> RecordsError {
 
 #[cfg(test)]
 mod tests {
+    // A slice of one range is what these tests mean.
+    #![allow(clippy::single_range_in_vec_init)]
+
     use super::*;
 
     fn selected(groups: &[usize], sizes: &[u64], selection: &RowSelection) -> Vec<u64> {
