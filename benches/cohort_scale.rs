@@ -11,13 +11,13 @@
 //! the sequence cache included; it is reset before each stage. Exit status 1 when a stage takes
 //! more than `--limit-gib` (4).
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
 use calor_records::{
     BIRTH_CODE, CodeEntry, Cohort, Event, Label, LabelValue, Labels, MICROSECONDS_PER_DAY, Patient,
     ShardOptions, ShardWriter, Split, write_codes, write_labels, write_splits,
@@ -36,6 +36,8 @@ const WORDS: [&str; 12] = [
 ];
 const GIB: f64 = (1u64 << 30) as f64;
 
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
 struct Options {
     patients: usize,
     events: usize,
@@ -50,7 +52,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("cohort_scale: {error:#}");
+            eprintln!("cohort_scale: {error}");
             ExitCode::FAILURE
         }
     }
@@ -106,13 +108,15 @@ fn run() -> Result<bool> {
         opened = Some(Cohort::open(root)?);
         Ok(())
     })?;
-    let cohort = opened.context("opened above")?;
-    ensure!(cohort.subject_count() == options.patients && cohort.row_count() == rows);
+    let cohort = opened.ok_or("opened above")?;
+    ensure(
+        cohort.subject_count() == options.patients && cohort.row_count() == rows,
+        "the index differs from what was generated",
+    )?;
 
     stage("stream every patient", &mut || {
         let read = stream(&cohort)?;
-        ensure!(read == rows, "{read} rows of {rows} were read");
-        Ok(())
+        ensure(read == rows, "rows were lost in reading")
     })?;
 
     let tokenizer = PatientTokenizer::open(&write_tokenizer(root)?)?;
@@ -125,22 +129,29 @@ fn run() -> Result<bool> {
     let ready = || -> Result<_> {
         let labels = Labels::read(&root.join("labels/outcome"))?;
         let labels = TaskLabels::binary("outcome", &labels)?;
-        let prepared = prepare(&cohort, &labels, &tokenizer, &sequence, None, &cache, &|_| {})?;
-        ensure!(prepared.len() == options.patients);
+        let prepared = prepare(
+            &cohort,
+            &labels,
+            &tokenizer,
+            &sequence,
+            None,
+            &cache,
+            &|_| {},
+        )?;
+        ensure(prepared.len() == options.patients, "samples were lost")?;
         Ok(prepared)
     };
     stage("prepare: text, tokens, cache", &mut || {
-        ensure!(!ready()?.cache_hit());
-        Ok(())
+        ensure(!ready()?.cache_hit(), "there was a cache already")
     })?;
     let mut prepared = None;
     stage("prepare again: from the cache", &mut || {
         let found = ready()?;
-        ensure!(found.cache_hit());
+        ensure(found.cache_hit(), "the cache was not used")?;
         prepared = Some(Arc::new(found));
         Ok(())
     })?;
-    let prepared = prepared.context("prepared above")?;
+    let prepared = prepared.ok_or("prepared above")?;
 
     let mut tokens = 0;
     stage("an epoch of packed batches", &mut || {
@@ -177,6 +188,10 @@ fn run() -> Result<bool> {
     Ok(within)
 }
 
+fn ensure(holds: bool, otherwise: &str) -> Result<()> {
+    if holds { Ok(()) } else { Err(otherwise.into()) }
+}
+
 fn parse() -> Result<Options> {
     let mut options = Options {
         // Without cargo's `--bench` this runs as a test: a small cohort suffices then.
@@ -193,7 +208,11 @@ fn parse() -> Result<Options> {
     }
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
+        let mut value = || {
+            arguments
+                .next()
+                .ok_or_else(|| format!("{argument} needs a value"))
+        };
         match argument.as_str() {
             "--bench" => {}
             "--json" => options.json = true,
@@ -202,13 +221,14 @@ fn parse() -> Result<Options> {
             "--max-tokens" => options.max_tokens = value()?.parse()?,
             "--limit-gib" => options.limit_gib = value()?.parse()?,
             "--folder" => options.folder = value()?.into(),
-            other => bail!(
-                "unknown argument {other}; known: --patients N, --events N, --max-tokens N, \
-                 --limit-gib X, --folder DIR, --json"
-            ),
+            other => {
+                let known =
+                    "--patients N, --events N, --max-tokens N, --limit-gib X, --folder DIR, --json";
+                return Err(format!("unknown argument {other}; known: {known}").into());
+            }
         }
     }
-    ensure!(options.patients > 0, "--patients must be at least 1");
+    ensure(options.patients > 0, "--patients must be at least 1")?;
     Ok(options)
 }
 
@@ -230,7 +250,9 @@ impl Random {
 }
 
 fn generate(root: &Path, options: &Options) -> Result<()> {
-    let codes: Vec<Arc<str>> = (0..CODES).map(|code| format!("CODE//{code}").into()).collect();
+    let codes: Vec<Arc<str>> = (0..CODES)
+        .map(|code| format!("CODE//{code}").into())
+        .collect();
     let shards = options.patients.div_ceil(PATIENTS_PER_SHARD);
     let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism()?.get().min(shards);
@@ -251,7 +273,7 @@ fn generate(root: &Path, options: &Options) -> Result<()> {
         for worker in workers {
             match worker.join() {
                 Ok(result) => result?,
-                Err(_) => bail!("a thread that wrote shards panicked"),
+                Err(_) => return Err("a thread that wrote shards panicked".into()),
             }
         }
         Ok(())
@@ -261,7 +283,9 @@ fn generate(root: &Path, options: &Options) -> Result<()> {
         .map(|code| {
             let word = |at: u64| WORDS[(at % WORDS.len() as u64) as usize];
             CodeEntry {
-                description: Some(format!("{} {} {}", word(code), word(code / 12), code % 14).into()),
+                description: Some(
+                    format!("{} {} {}", word(code), word(code / 12), code % 14).into(),
+                ),
                 parent_codes: Vec::new(),
             }
         })
@@ -352,7 +376,7 @@ fn stream(cohort: &Cohort) -> Result<u64> {
         for worker in workers {
             match worker.join() {
                 Ok(result) => result?,
-                Err(_) => bail!("a thread that read shards panicked"),
+                Err(_) => return Err("a thread that read shards panicked".into()),
             }
         }
         Ok(())
@@ -379,7 +403,7 @@ fn epoch(
     let steps = (0..steps).map(move |step| plan.step(step));
     let batches = Prefetcher::new(prepared.clone(), steps, tokenizer.pad_id(), 1, 4)?;
     let tokens: u64 = batches.map(|batch| batch.batch.token_count as u64).sum();
-    ensure!(tokens == expected, "{tokens} tokens of {expected} were collated");
+    ensure(tokens == expected, "tokens were lost in collating")?;
     Ok(tokens)
 }
 
@@ -455,13 +479,14 @@ fn reset_peak() {
 
 /// The largest resident set since the last reset.
 fn peak_bytes() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")
-        .context("peak memory is read from /proc, which only Linux has")?;
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|error| {
+        format!("peak memory is read from /proc, which only Linux has: {error}")
+    })?;
     let kib: u64 = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .context("/proc/self/status has no VmHWM")?;
+        .ok_or("/proc/self/status has no VmHWM")?;
     Ok(kib * 1024)
 }
 
