@@ -1,6 +1,8 @@
 //! Cohorts for the tests, in the shapes that other tools write.
 #![allow(dead_code)]
 
+pub mod cohort;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,18 +1,23 @@
 //! What is in a cohort, counted in one pass over its shards.
 
-use std::collections::{BTreeMap, HashMap};
+mod labels;
+mod tally;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::cohort::{Chunk, Cohort};
+use crate::cohort::Cohort;
 use crate::error::RecordsError;
-use crate::labels::{LabelKind, LabelValue, Labels, SurvivalLabels};
-use crate::patient::{BIRTH_CODE, Patient, Split};
+use crate::labels::{LabelKind, Labels, SurvivalLabels};
+use crate::patient::Split;
 use crate::table::{DATA_COLUMNS, Table, type_name};
-use crate::time::{MICROSECONDS_PER_DAY, format_time_us};
+use crate::time::format_time_us;
+use labels::{summarise_labels, summarise_survival};
+use tally::{Counts, Tally, count_chunk};
 
 /// Rows of a unit of parallel work.
 const CHUNK_ROWS: u64 = 1 << 20;
@@ -314,156 +319,6 @@ impl Distribution {
     }
 }
 
-/// Counts of one code or site.
-#[derive(Clone, Copy, Default)]
-struct Counts {
-    events: u64,
-    patients: u64,
-    with_number: u64,
-    with_text: u64,
-    /// Number of the patient (within the chunk, from 1) counted last.
-    last_patient: u64,
-}
-
-impl Counts {
-    fn add(&mut self, patient: u64) {
-        self.events += 1;
-        if self.last_patient != patient {
-            self.last_patient = patient;
-            self.patients += 1;
-        }
-    }
-
-    fn merge(&mut self, other: &Counts) {
-        self.events += other.events;
-        self.patients += other.patients;
-        self.with_number += other.with_number;
-        self.with_text += other.with_text;
-    }
-}
-
-#[derive(Default)]
-struct Tally {
-    codes: HashMap<Arc<str>, Counts>,
-    sites: HashMap<Option<Arc<str>>, Counts>,
-    events_per_patient: Vec<u32>,
-    span_years: Vec<f64>,
-    first_time: Option<i64>,
-    last_time: Option<i64>,
-    missingness: Missingness,
-}
-
-impl Tally {
-    fn merge(mut self, other: Tally) -> Tally {
-        if self.events_per_patient.len() < other.events_per_patient.len() {
-            return other.merge(self);
-        }
-        for (code, counts) in other.codes {
-            self.codes.entry(code).or_default().merge(&counts);
-        }
-        for (site, counts) in other.sites {
-            self.sites.entry(site).or_default().merge(&counts);
-        }
-        self.events_per_patient.extend(other.events_per_patient);
-        self.span_years.extend(other.span_years);
-        self.first_time = [self.first_time, other.first_time]
-            .into_iter()
-            .flatten()
-            .min();
-        self.last_time = self.last_time.max(other.last_time);
-        let (mine, theirs) = (&mut self.missingness, other.missingness);
-        mine.events_without_time += theirs.events_without_time;
-        mine.events_without_number += theirs.events_without_number;
-        mine.events_without_text += theirs.events_without_text;
-        mine.events_without_number_and_text += theirs.events_without_number_and_text;
-        mine.events_without_site += theirs.events_without_site;
-        mine.patients_without_birth += theirs.patients_without_birth;
-        mine.patients_without_timed_events += theirs.patients_without_timed_events;
-        self
-    }
-
-    fn count(&mut self, patient: &Patient, number: u64, counts: &mut CountsByPointer) {
-        let mut first = None;
-        let mut last = None;
-        let mut has_birth = false;
-        let missing = &mut self.missingness;
-        for event in &patient.events {
-            match event.time_us {
-                None => missing.events_without_time += 1,
-                Some(_) if &*event.code == BIRTH_CODE => has_birth = true,
-                Some(time) => {
-                    first = first.or(Some(time));
-                    last = Some(time);
-                }
-            }
-            let (number_missing, text_missing) =
-                (event.numeric_value.is_none(), event.text_value.is_none());
-            missing.events_without_number += u64::from(number_missing);
-            missing.events_without_text += u64::from(text_missing);
-            missing.events_without_number_and_text += u64::from(number_missing && text_missing);
-            missing.events_without_site += u64::from(event.site.is_none());
-            let code = counts.code(&event.code);
-            code.add(number);
-            code.with_number += u64::from(!number_missing);
-            code.with_text += u64::from(!text_missing);
-            counts.site(event.site.as_ref()).add(number);
-        }
-        missing.patients_without_birth += u64::from(!has_birth);
-        missing.patients_without_timed_events += u64::from(first.is_none() && !has_birth);
-        self.events_per_patient
-            .push(u32::try_from(patient.events.len()).unwrap_or(u32::MAX));
-        if let (Some(first), Some(last)) = (first, last) {
-            let days = last.abs_diff(first) as f64 / MICROSECONDS_PER_DAY as f64;
-            self.span_years.push(days / DAYS_PER_YEAR);
-            self.first_time = Some(self.first_time.map_or(first, |time| time.min(first)));
-            self.last_time = self.last_time.max(Some(last));
-        }
-    }
-}
-
-/// Counts under the address of the shared string: a reader hands out one allocation for each
-/// distinct string, which is held here and so keeps its address.
-#[derive(Default)]
-struct CountsByPointer {
-    codes: HashMap<usize, (Arc<str>, Counts)>,
-    sites: HashMap<usize, (Option<Arc<str>>, Counts)>,
-}
-
-impl CountsByPointer {
-    fn code(&mut self, code: &Arc<str>) -> &mut Counts {
-        let address = code.as_ptr() as usize;
-        let (_, counts) = self
-            .codes
-            .entry(address)
-            .or_insert_with(|| (code.clone(), Counts::default()));
-        counts
-    }
-
-    fn site(&mut self, site: Option<&Arc<str>>) -> &mut Counts {
-        let address = site.map_or(0, |site| site.as_ptr() as usize);
-        let (_, counts) = self
-            .sites
-            .entry(address)
-            .or_insert_with(|| (site.cloned(), Counts::default()));
-        counts
-    }
-}
-
-fn count_chunk(cohort: &Cohort, chunk: &Chunk) -> Result<Tally, RecordsError> {
-    let mut tally = Tally::default();
-    let mut counts = CountsByPointer::default();
-    for (position, patient) in cohort.read_chunk(chunk, &|_| true)?.enumerate() {
-        tally.count(&patient?, position as u64 + 1, &mut counts);
-    }
-    for (code, counted) in counts.codes.into_values() {
-        tally.codes.entry(code).or_default().merge(&counted);
-    }
-    for (site, counted) in counts.sites.into_values() {
-        tally.sites.entry(site).or_default().merge(&counted);
-    }
-    Ok(tally)
-}
-
 fn summarise_codes(
     cohort: &Cohort,
     tally: &Tally,
@@ -526,113 +381,6 @@ fn summarise_splits(cohort: &Cohort, without: u64) -> Vec<SplitSummary> {
     summary
 }
 
-/// The three splits and, if any label falls there, the place of subjects in none.
-fn split_places(any_without: bool) -> Vec<Option<Split>> {
-    let mut places = Split::ALL.map(Some).to_vec();
-    if any_without {
-        places.push(None);
-    }
-    places
-}
-
-fn summarise_labels(cohort: &Cohort, task: String, labels: &Labels) -> TaskSummary {
-    let rows = labels.rows();
-    let split_of = |subject| cohort.splits().split_of(subject);
-    let any_without = rows
-        .iter()
-        .any(|label| split_of(label.subject_id).is_none());
-    let by_split = split_places(any_without)
-        .into_iter()
-        .map(|split| {
-            let members: Vec<_> = rows
-                .iter()
-                .filter(|label| split_of(label.subject_id) == split)
-                .collect();
-            let mut values = BTreeMap::new();
-            let mut reals = Vec::new();
-            for label in &members {
-                let name = match &label.value {
-                    LabelValue::Boolean(value) => value.to_string(),
-                    LabelValue::Integer(value) => value.to_string(),
-                    LabelValue::Categorical(value) => value.to_string(),
-                    LabelValue::Float(value) => {
-                        reals.push(f64::from(*value));
-                        continue;
-                    }
-                };
-                *values.entry(name).or_insert(0) += 1;
-            }
-            TaskSplitSummary {
-                split,
-                labels: members.len() as u64,
-                patients: distinct(members.iter().map(|label| label.subject_id)),
-                values,
-                distribution: Distribution::of(&mut reals),
-            }
-        })
-        .collect();
-    TaskSummary {
-        task,
-        kind: labels.kind(),
-        labels: rows.len() as u64,
-        patients: distinct(rows.iter().map(|label| label.subject_id)),
-        without_data: strangers(cohort, rows.iter().map(|label| label.subject_id)),
-        by_split,
-    }
-}
-
-fn summarise_survival(cohort: &Cohort, task: String, labels: &SurvivalLabels) -> SurvivalSummary {
-    let rows = labels.rows();
-    let split_of = |subject| cohort.splits().split_of(subject);
-    let any_without = rows
-        .iter()
-        .any(|label| split_of(label.subject_id).is_none());
-    let by_split = split_places(any_without)
-        .into_iter()
-        .map(|split| {
-            let mut events = BTreeMap::new();
-            let mut durations = Vec::new();
-            for label in rows
-                .iter()
-                .filter(|label| split_of(label.subject_id) == split)
-            {
-                *events.entry(label.event).or_insert(0) += 1;
-                durations.push(f64::from(label.duration_days));
-            }
-            SurvivalSplitSummary {
-                split,
-                labels: durations.len() as u64,
-                events,
-                duration_days: Distribution::of(&mut durations),
-            }
-        })
-        .collect();
-    SurvivalSummary {
-        task,
-        labels: rows.len() as u64,
-        patients: distinct(rows.iter().map(|label| label.subject_id)),
-        without_data: strangers(cohort, rows.iter().map(|label| label.subject_id)),
-        by_split,
-    }
-}
-
-/// Number of different subjects, given in ascending order.
-fn distinct(subjects: impl Iterator<Item = i64>) -> u64 {
-    let mut count = 0;
-    let mut last = None;
-    for subject in subjects {
-        count += u64::from(last != Some(subject));
-        last = Some(subject);
-    }
-    count
-}
-
-fn strangers(cohort: &Cohort, subjects: impl Iterator<Item = i64>) -> u64 {
-    subjects
-        .filter(|&subject| !cohort.contains(subject))
-        .count() as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -653,11 +401,5 @@ mod tests {
             }
         );
         assert_eq!(Distribution::of(&mut []), None);
-    }
-
-    #[test]
-    fn subjects_in_order_are_counted_once() {
-        assert_eq!(distinct([1, 1, 2, 5, 5].into_iter()), 3);
-        assert_eq!(distinct(std::iter::empty()), 0);
     }
 }
