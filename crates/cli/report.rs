@@ -23,7 +23,8 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let report = rewrite_report(&arguments.run)?;
     if arguments.json {
-        output::print_json(&report)?;
+        // As it was written: reading numbers and writing them again need not give the same text.
+        output::print(&std::fs::read_to_string(arguments.run.join("report.json"))?)?;
     } else {
         output::print(&results::show_run(&arguments.run, &report))?;
     }

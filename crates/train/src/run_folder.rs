@@ -29,7 +29,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Takes the folder for a new run, or for one that goes on.
+    /// Takes the folder for a new run, or for one that goes on. What an attempt left that failed
+    /// before its first step (a path that was wrong, say) is no run.
     ///
     /// # Errors
     /// Another process works on it; it holds a run and `resume` is off; it holds the run of
@@ -50,7 +51,7 @@ impl RunFolder {
             std::fs::TryLockError::Error(source) => TrainError::io("lock", &lock_path)(source),
         })?;
         let recipe_path = path.join("recipe.toml");
-        if recipe_path.exists() {
+        if recipe_path.exists() && has_begun(path)? {
             if !resume {
                 return Err(wrong(
                     "holds a run already; go on with it by --resume, or give another --out"
@@ -99,6 +100,23 @@ impl RunFolder {
     pub fn adapter(&self) -> PathBuf {
         self.path.join("adapter")
     }
+}
+
+/// Whether a step was done, or something was left that a step leaves.
+fn has_begun(path: &Path) -> Result<bool, TrainError> {
+    let metrics = path.join("metrics.jsonl");
+    let steps = metrics.exists()
+        && fs::metadata(&metrics)
+            .map_err(TrainError::io("read", &metrics))?
+            .len()
+            > 0;
+    let left = [
+        "adapter",
+        "checkpoints",
+        "predictions.parquet",
+        "report.json",
+    ];
+    Ok(steps || left.iter().any(|name| path.join(name).exists()))
 }
 
 /// SHA-256 of a text in hexadecimal.
@@ -173,6 +191,11 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let out = home.path().join("run");
         drop(RunFolder::open(&out, &recipe(&[]), false).unwrap());
+        // Nothing was done yet: the folder is free, for another recipe too.
+        fs::write(out.join("metrics.jsonl"), "").unwrap();
+        drop(RunFolder::open(&out, &recipe(&["adapter.r=2"]), false).unwrap());
+        drop(RunFolder::open(&out, &recipe(&[]), false).unwrap());
+        fs::write(out.join("metrics.jsonl"), "{}\n").unwrap();
         let complaint = |recipe: Recipe, resume| {
             RunFolder::open(&out, &recipe, resume)
                 .map(|_| ())

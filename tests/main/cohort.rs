@@ -1,0 +1,145 @@
+//! `calor cohort`.
+
+use std::fs;
+use std::sync::Arc;
+
+use calor_records::{
+    Event, Label, LabelValue, Patient, ShardOptions, Split, write_labels, write_shard, write_splits,
+};
+
+use crate::support::Workplace;
+
+#[test]
+fn inspect_shows_what_is_in_a_cohort() {
+    let workplace = Workplace::new();
+    let ended = workplace.run(["cohort", "inspect", "cohort"]).done();
+    assert_eq!(ended.stderr, "");
+    // The size of the files depends on the Parquet writer's version.
+    insta::with_settings!({filters => vec![(r"\d+\.\d KiB", "[size]")]}, {
+        assert_snapshot!(ended.stdout);
+    });
+}
+
+#[test]
+fn inspect_gives_the_same_numbers_as_json() {
+    let workplace = Workplace::new();
+    let found = workplace
+        .run(["cohort", "inspect", "cohort", "--codes", "2", "--json"])
+        .done()
+        .json();
+    assert_eq!(found["patients"], 48);
+    assert_eq!(found["codes"]["top"].as_array().map(Vec::len), Some(2));
+    assert_eq!(found["labels"][0]["task"], "outcome");
+    assert_eq!(found["labels"][0]["labels"], 48);
+    let sites: Vec<_> = found["sites"]
+        .as_array()
+        .expect("sites")
+        .iter()
+        .map(|site| site["site"].clone())
+        .collect();
+    assert_eq!(sites.len(), 3);
+}
+
+#[test]
+fn a_sound_cohort_is_valid() {
+    let workplace = Workplace::new();
+    let ended = workplace.run(["cohort", "validate", "cohort"]).done();
+    assert_eq!(ended.stderr, "");
+    assert_snapshot!(ended.stdout);
+    let report = workplace
+        .run(["cohort", "validate", "cohort", "--json"])
+        .done()
+        .json();
+    assert_eq!(report["valid"], true);
+    assert!(
+        report["rules"]
+            .as_array()
+            .is_some_and(|rules| rules.len() > 20)
+    );
+}
+
+/// Every rule that a few wrong files can break is named with file and row, and no identifier,
+/// value or code of a patient is in what is said.
+#[test]
+fn a_broken_cohort_is_told_rule_file_and_row() {
+    let workplace = Workplace::empty();
+    let cohort = workplace.path("cohort");
+    let event = |time_us: Option<i64>| Event {
+        time_us,
+        code: Arc::from("SECRETCODE"),
+        numeric_value: Some(987_654.0),
+        text_value: Some(Arc::from("secret words")),
+        site: None,
+    };
+    let patient = |subject_id, events| Patient { subject_id, events };
+    let shards = [
+        // Out of order, a static row after one in time, a subject that comes twice.
+        vec![
+            patient(770_001, vec![event(Some(20)), event(Some(10))]),
+            patient(770_002, vec![event(Some(20)), event(None)]),
+            patient(770_003, vec![event(Some(1))]),
+            patient(770_001, vec![event(Some(30))]),
+        ],
+        // A subject of the other file.
+        vec![patient(770_003, vec![event(Some(2))])],
+    ];
+    for (number, shard) in shards.iter().enumerate() {
+        write_shard(
+            &cohort.join(format!("data/{number}.parquet")),
+            shard,
+            ShardOptions::default(),
+        )
+        .expect("a shard");
+    }
+    let whole = fs::read(cohort.join("data/1.parquet")).expect("a shard");
+    fs::write(cohort.join("data/2.parquet"), &whole[..whole.len() - 7]).expect("a shard");
+    write_splits(
+        &cohort,
+        &[(770_001, Split::Train), (770_001, Split::HeldOut)],
+    )
+    .expect("splits");
+    let label = Label {
+        subject_id: 770_009,
+        prediction_time_us: 0,
+        value: LabelValue::Boolean(true),
+    };
+    write_labels(&cohort.join("labels/outcome/0.parquet"), &[label]).expect("labels");
+    fs::write(cohort.join("metadata/dataset.json"), "[1, 2").expect("dataset.json");
+
+    let ended = workplace
+        .run(["cohort", "validate", "cohort"])
+        .with_status(1);
+    assert_eq!(ended.stderr, "");
+    for secret in ["7700", "SECRETCODE", "987654", "secret"] {
+        assert!(
+            !ended.stdout.contains(secret),
+            "`{secret}` of a patient is in\n{}",
+            ended.stdout
+        );
+    }
+    assert_snapshot!(ended.stdout);
+
+    let report = workplace
+        .run(["cohort", "validate", "cohort", "--json"])
+        .with_status(1)
+        .json();
+    assert_eq!(report["valid"], false);
+    let broken: Vec<&str> = report["rules"]
+        .as_array()
+        .expect("rules")
+        .iter()
+        .filter(|rule| rule["count"] != 0 && rule["severity"] == "error")
+        .filter_map(|rule| rule["rule"].as_str())
+        .collect();
+    for rule in [
+        "file_readable",
+        "time_sorted",
+        "static_first",
+        "subject_contiguous",
+        "subject_in_one_file",
+        "splits_disjoint",
+        "dataset_json",
+    ] {
+        assert!(broken.contains(&rule), "{rule} is not among {broken:?}");
+    }
+}

@@ -1,0 +1,85 @@
+//! Every recipe of the project is complete, and would run if its data were there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use calor_train::recipe::Recipe;
+
+use crate::support::{Workplace, write_cohort};
+
+fn recipes() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let mut recipes: Vec<PathBuf> = fs::read_dir(folder)
+        .expect("recipes/")
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "toml")
+        })
+        .collect();
+    recipes.sort();
+    assert!(recipes.iter().any(|path| path.ends_with("quickstart.toml")));
+    assert!(
+        recipes
+            .iter()
+            .any(|path| path.ends_with("nafld-death.toml"))
+    );
+    recipes
+}
+
+#[test]
+fn the_first_line_is_the_command_that_runs_it() {
+    for path in recipes() {
+        let text = fs::read_to_string(&path).expect("a recipe");
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("a name");
+        let first = text.lines().next().unwrap_or_default();
+        assert!(
+            first == format!("# calor train recipes/{name}")
+                || first.starts_with(&format!("# calor train recipes/{name} ")),
+            "{name} begins with `{first}`"
+        );
+    }
+}
+
+#[test]
+fn it_parses_and_is_the_same_after_writing_it_back() {
+    for path in recipes() {
+        let recipe =
+            Recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let folder = tempfile::tempdir().expect("a folder");
+        let copy = folder.path().join("recipe.toml");
+        fs::write(&copy, recipe.to_toml("calor train recipe.toml")).expect("the copy");
+        assert_eq!(
+            Recipe::load(&copy, &[]).expect("what was written"),
+            recipe,
+            "{}",
+            path.display()
+        );
+    }
+}
+
+/// With a small model and cohort in place of the recipe's own.
+#[test]
+fn it_passes_the_check_on_data_of_its_shape() {
+    for path in recipes() {
+        let recipe = Recipe::load(&path, &[]).expect("a recipe");
+        let workplace = Workplace::new();
+        write_cohort(&workplace.path("data"), &recipe.task.labels.names());
+        workplace
+            .run([
+                "check",
+                path.to_str().expect("a path"),
+                "--set",
+                "model.id=model",
+                "--set",
+                "cohort.path=data",
+                "--set",
+                "sequence.max_tokens=96",
+            ])
+            .done();
+    }
+}
