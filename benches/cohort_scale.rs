@@ -6,7 +6,7 @@
 //! cargo bench --bench cohort_scale -- --patients 20000 --json
 //! ```
 //!
-//! Everything is written to a temporary folder (`--folder DIR` for another place; about 3 GB for
+//! Everything is written to a temporary folder (`--folder DIR` for another place; about 1.5 GB for
 //! the full size) and removed. Peak memory is the largest resident set (`VmHWM`), mapped pages of
 //! the sequence cache included; it is reset before each stage. Exit status 1 when a stage takes
 //! more than `--limit-gib` (4).
