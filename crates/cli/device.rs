@@ -9,7 +9,8 @@ use crate::failure::Failure;
 /// `--device`, for every verb that computes.
 #[derive(clap::Args)]
 pub struct DeviceArgument {
-    /// Where to compute: `cpu`, `cuda:0`, `wgpu:0`, … as `calor devices` lists them
+    /// Where to compute: `cpu`, `cuda:0`, `wgpu:0`, … as `calor devices` lists them [default: cpu
+    /// where the build has it]
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 }

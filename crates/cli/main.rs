@@ -66,7 +66,7 @@ enum Verb {
     /// Measures throughput, energy and memory
     #[command(subcommand)]
     Bench(bench::Verb),
-    /// Writes a run's HTML report anew
+    /// Writes a run's HTML report anew, and prints its summary
     Report(report::Arguments),
 }
 

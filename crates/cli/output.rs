@@ -127,16 +127,14 @@ pub fn bytes(value: u64) -> String {
     }
 }
 
-/// Four significant digits, plain for middling magnitudes: `0.08312`, `1,532`, `3.1e-7`.
+/// Four significant digits, plain for middling magnitudes: `0.08312`, `1,532`, `3.10e-7`; whole
+/// numbers as such.
 pub fn number(value: f64) -> String {
     let magnitude = value.abs();
     if !value.is_finite() {
         return value.to_string();
     }
-    if magnitude == 0.0 {
-        return "0".to_owned();
-    }
-    if (1000.0..1e15).contains(&magnitude) {
+    if magnitude < 1e15 && (magnitude >= 1000.0 || magnitude.fract() == 0.0) {
         let whole = count(magnitude.round() as u64);
         return if value < 0.0 {
             format!("-{whole}")
@@ -191,7 +189,9 @@ mod tests {
         assert_eq!(bytes(91_600_000), "87.4 MiB");
         assert_eq!(number(0.083_123), "0.08312");
         assert_eq!(number(1531.7), "1,532");
-        assert_eq!(number(-2.0), "-2.000");
+        assert_eq!(number(0.0), "0");
+        assert_eq!(number(-2.0), "-2");
+        assert_eq!(number(-2.25), "-2.250");
         assert_eq!(number(3.1e-7), "3.10e-7");
         assert_eq!(seconds(0.85), "850 ms");
         assert_eq!(seconds(200.0), "3 min 20 s");

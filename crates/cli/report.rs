@@ -21,6 +21,12 @@ pub struct Arguments {
 
 /// Writes `report.html` from what the run left, and prints the summary.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    if !arguments.run.is_dir() {
+        return Err(Failure::usage(format!(
+            "{}: there is no such folder",
+            arguments.run.display()
+        )));
+    }
     let report = rewrite_report(&arguments.run)?;
     if arguments.json {
         // As it was written: reading numbers and writing them again need not give the same text.
