@@ -1,7 +1,7 @@
 //! A small run through the binary: what it leaves, that it can be stopped, killed and resumed.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,6 +49,26 @@ fn result_of(run: &Path) -> (Vec<String>, Vec<u8>, Vec<u8>) {
     let adapter = fs::read(run.join("adapter/adapter_model.safetensors")).expect("the adapter");
     let predictions = fs::read(run.join("predictions.parquet")).expect("the predictions");
     (numbers, adapter, predictions)
+}
+
+/// The long run in one go.
+fn run_whole(workplace: &Workplace) -> PathBuf {
+    let arguments = ["train", "recipe.toml", "--out", "whole"];
+    workplace.run(arguments.iter().chain(&LONG)).done();
+    workplace.path("whole")
+}
+
+/// The long run, or what is left of it, to its end.
+fn run_rest(workplace: &Workplace) -> Ended {
+    let arguments = ["train", "recipe.toml", "--out", "parts", "--resume"];
+    workplace.run(arguments.iter().chain(&LONG)).done()
+}
+
+/// The long run, to be interrupted, in a process of its own.
+fn start_rest(workplace: &Workplace) -> Child {
+    let mut resume: Vec<&str> = LONG.to_vec();
+    resume.push("--resume");
+    start(workplace, "parts", &resume)
 }
 
 fn start(workplace: &Workplace, out: &str, arguments: &[&str]) -> Child {
@@ -231,20 +251,12 @@ fn a_check_tells_what_a_run_would_be_and_leaves_nothing() {
 #[test]
 fn a_signal_leaves_a_checkpoint_and_status_3_and_resuming_changes_nothing() {
     let workplace = Workplace::new();
-    workplace
-        .run(
-            ["train", "recipe.toml", "--out", "whole"]
-                .iter()
-                .chain(&LONG),
-        )
-        .done();
-    assert_eq!(steps(&workplace.path("whole")).len(), LONG_STEPS);
+    let whole = run_whole(&workplace);
+    assert_eq!(steps(&whole).len(), LONG_STEPS);
 
     let run = workplace.path("parts");
-    let mut resume: Vec<&str> = LONG.to_vec();
-    resume.push("--resume");
     for (name, after) in [("TERM", 60), ("USR1", 130), ("INT", 210)] {
-        let mut child = start(&workplace, "parts", &resume);
+        let mut child = start_rest(&workplace);
         wait_for_step(&mut child, &run, after);
         signal(&child, name);
         let ended = end(&workplace, child).with_status(3);
@@ -266,20 +278,14 @@ fn a_signal_leaves_a_checkpoint_and_status_3_and_resuming_changes_nothing() {
         );
         assert!(!run.join("report.json").exists());
     }
-    let last = workplace
-        .run(
-            ["train", "recipe.toml", "--out", "parts"]
-                .iter()
-                .chain(&resume),
-        )
-        .done();
+    let last = run_rest(&workplace);
     assert!(
         last.stderr.contains("Going on after step"),
         "{}",
         last.stderr
     );
     assert!(
-        result_of(&run) == result_of(&workplace.path("whole")),
+        result_of(&run) == result_of(&whole),
         "the resumed run differs from the unbroken one"
     );
 }
@@ -287,33 +293,19 @@ fn a_signal_leaves_a_checkpoint_and_status_3_and_resuming_changes_nothing() {
 #[test]
 fn a_killed_run_resumes_to_the_same_bits() {
     let workplace = Workplace::new();
-    workplace
-        .run(
-            ["train", "recipe.toml", "--out", "whole"]
-                .iter()
-                .chain(&LONG),
-        )
-        .done();
+    let whole = run_whole(&workplace);
 
     let run = workplace.path("parts");
-    let mut resume: Vec<&str> = LONG.to_vec();
-    resume.push("--resume");
     // Between checkpoints, twice: what was done after the last one is done again.
     for after in [60, 165] {
-        let mut child = start(&workplace, "parts", &resume);
+        let mut child = start_rest(&workplace);
         wait_for_step(&mut child, &run, after);
         signal(&child, "KILL");
         assert_eq!(end(&workplace, child).status, 128 + 9);
     }
-    workplace
-        .run(
-            ["train", "recipe.toml", "--out", "parts"]
-                .iter()
-                .chain(&resume),
-        )
-        .done();
+    run_rest(&workplace);
     assert!(
-        result_of(&run) == result_of(&workplace.path("whole")),
+        result_of(&run) == result_of(&whole),
         "the resumed run differs from the unbroken one"
     );
 }

@@ -3,6 +3,7 @@
 use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor};
 use calor_kernels::AttentionOptions;
+use calor_kernels::reference::spread_heads;
 
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
@@ -89,16 +90,7 @@ fn padded_attention(
     segments: Tensor<2, Int>,
     options: &AttentionOptions,
 ) -> Tensor<4> {
-    let [batch, seq, heads, head_dim] = query.dims();
-    let kv_heads = key.dims()[2];
-    let groups = heads / kv_heads;
-    let spread = |tensor: Tensor<4>| -> Tensor<4> {
-        tensor
-            .swap_dims(1, 2)
-            .reshape([batch, kv_heads, 1, seq, head_dim])
-            .repeat_dim(2, groups)
-            .reshape([batch, heads, seq, head_dim])
-    };
+    let [batch, seq, heads, _] = query.dims();
     let mut visible = segments
         .not_equal_elem(0)
         .reshape([batch, 1, 1, seq])
@@ -117,11 +109,11 @@ fn padded_attention(
     let nothing = visible.clone().any_dim(3).bool_not();
     let scores = query
         .swap_dims(1, 2)
-        .matmul(spread(key).swap_dims(2, 3))
+        .matmul(spread_heads(key, heads).swap_dims(2, 3))
         .mul_scalar(options.scale)
         .mask_fill(visible.bool_not().repeat_dim(1, heads), -1e30);
     softmax(scores, 3)
         .mask_fill(nothing.repeat_dim(1, heads).repeat_dim(3, seq), 0.0)
-        .matmul(spread(value))
+        .matmul(spread_heads(value, heads))
         .swap_dims(1, 2)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use calor_meter::{Meter, Purpose, Quantity};
-use calor_model::{Checkpoint, Mode, Model, ModelSize};
+use calor_model::{Mode, Model, ModelSize};
 use calor_records::Split;
 use calor_sequence::{PrefetchedBatch, PrepareReport, Step, collate};
 use serde::Serialize;
@@ -12,14 +12,13 @@ use crate::TrainError;
 use crate::artifacts::report::SplitCounts;
 use crate::data::Data;
 use crate::device::{describe, synchronise};
-use crate::objective::Objective;
 use crate::observer::{Observer, Stage};
+use crate::opening::Opening;
 use crate::optimizer::{AdamWOptions, LearningRates};
 use crate::plan::RunPlan;
 use crate::recipe::AdapterKind;
-use crate::session::{RunOptions, misfit, model_options, open_device, record_device_memory};
+use crate::session::{RunOptions, model_options, open_device, record_device_memory};
 use crate::step::TrainStep;
-use crate::trainer::{source, task_file};
 use crate::upload;
 
 /// What a recipe would do, tried in part.
@@ -75,30 +74,15 @@ pub struct Trial {
 /// Whatever would make the run fail.
 pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckReport, TrainError> {
     let recipe = &options.recipe;
-    let task_name = recipe.task.kind.name();
     let device = open_device(options.device, recipe.model.dtype)?;
-    let checkpoint = Checkpoint::open(&options.checkpoint)?;
-    let data = Data::load(&source(options), observer)?;
-    if let Some(problem) = misfit(recipe, &checkpoint, &data) {
-        return Err(TrainError::Task {
-            task: task_name,
-            problem,
-        });
-    }
-    let training = data.set(Split::Train);
-    let plan = RunPlan::new(recipe, &data, &training)?;
-    let task = task_file(recipe, &data, &training);
-    let counts = data.class_counts(recipe.task.kind, &training);
-    let objective = Objective::new(
-        recipe.task.kind,
-        &recipe.task.class_weights,
-        &counts,
-        task.scale,
-    )
-    .map_err(|problem| TrainError::Task {
-        task: task_name,
-        problem,
-    })?;
+    let Opening {
+        checkpoint,
+        data,
+        plan,
+        task,
+        objective,
+        ..
+    } = Opening::new(options, observer)?;
 
     observer.stage(Stage::Load);
     let options_of_model = model_options(recipe, &checkpoint, task.classes.len());

@@ -19,6 +19,7 @@ mod files;
 mod finish;
 pub mod objective;
 mod observer;
+mod opening;
 pub mod optimizer;
 mod plan;
 pub mod recipe;

@@ -3,28 +3,26 @@
 use std::path::{Path, PathBuf};
 
 use calor_meter::{Counts, Meter, Phase, Purpose};
-use calor_model::{Checkpoint, Mode, Model};
+use calor_model::{Mode, Model};
 use calor_records::Split;
-use calor_sequence::{PrefetchedBatch, Prefetcher, SampleSet};
+use calor_sequence::{PrefetchedBatch, Prefetcher};
 
 use crate::TrainError;
 use crate::artifacts::metrics::{EvaluationLine, MetricsFile, MetricsLine, StepLine};
 use crate::artifacts::report::Report;
 use crate::artifacts::tensorboard::TensorBoard;
 use crate::checkpoint::{Checkpoints, Session, TrainerState};
-use crate::data::{Data, Source, TASK_FORMAT, TaskFile};
 use crate::device::synchronise;
 use crate::evaluation::Scoring;
 use crate::finish::{Finished, finish};
-use crate::objective::Objective;
 use crate::observer::{Observer, Stage, StepProgress, StopFlag};
+use crate::opening::Opening;
 use crate::optimizer::{AdamWOptions, LearningRates};
-use crate::plan::RunPlan;
-use crate::recipe::{AdapterKind, Metric, Recipe, TaskKind};
+use crate::recipe::{AdapterKind, Metric};
 use crate::run_folder::RunFolder;
 use crate::seed::derive;
 use crate::session::{
-    Hashing, RunOptions, describe_work, fill_adapter, misfit, model_options, open_device,
+    Hashing, RunOptions, describe_work, fill_adapter, model_options, open_device,
     record_device_memory, save_adapter,
 };
 use crate::step::TrainStep;
@@ -72,29 +70,14 @@ pub fn train(
     let checkpoints = Checkpoints::new(folder.path(), recipe.train.keep_checkpoints);
 
     // Patients and checkpoint, checked before a weight is read.
-    let checkpoint = Checkpoint::open(&options.checkpoint)?;
-    let data = Data::load(&source(options), observer)?;
-    if let Some(problem) = misfit(recipe, &checkpoint, &data) {
-        return Err(TrainError::Task {
-            task: recipe.task.kind.name(),
-            problem,
-        });
-    }
-    let training = data.set(Split::Train);
+    let Opening {
+        checkpoint,
+        data,
+        plan,
+        task,
+        objective,
+    } = Opening::new(options, observer)?;
     let tuning = data.set(Split::Tuning);
-    let plan = RunPlan::new(recipe, &data, &training)?;
-    let task = task_file(recipe, &data, &training);
-    let counts = data.class_counts(recipe.task.kind, &training);
-    let objective = Objective::new(
-        recipe.task.kind,
-        &recipe.task.class_weights,
-        &counts,
-        task.scale,
-    )
-    .map_err(|problem| TrainError::Task {
-        task: recipe.task.kind.name(),
-        problem,
-    })?;
     if tuning.is_empty() {
         observer.warning("no labelled patient is in the split `tuning`: nothing decides on the best model, the last one is kept");
     }
@@ -408,39 +391,6 @@ pub fn train(
             step: state.step,
             checkpoint: checkpoints.path_of(state.step),
         }),
-    }
-}
-
-/// Where the patients of a run come from.
-pub(crate) fn source(options: &RunOptions) -> Source<'_> {
-    let recipe = &options.recipe;
-    Source {
-        cohort: &recipe.cohort.path,
-        kind: recipe.task.kind,
-        labels: recipe.task.labels.names(),
-        sequence: &recipe.sequence,
-        checkpoint: &options.checkpoint,
-        cache: &options.cache,
-        trained: None,
-    }
-}
-
-/// What other patients have to be treated with as those of the training were.
-pub(crate) fn task_file(recipe: &Recipe, data: &Data, training: &SampleSet) -> TaskFile {
-    TaskFile {
-        format: TASK_FORMAT,
-        kind: recipe.task.kind,
-        labels: recipe
-            .task
-            .labels
-            .names()
-            .into_iter()
-            .map(str::to_owned)
-            .collect(),
-        classes: data.prepared.classes().to_vec(),
-        scale: (recipe.task.kind == TaskKind::Regression).then(|| data.target_scale(training)),
-        sequence: recipe.sequence.clone(),
-        statistics: data.prepared.statistics().clone(),
     }
 }
 

@@ -14,23 +14,11 @@ pub fn attention(
     options: &AttentionOptions,
 ) -> Tensor<4> {
     let [batch, seq, heads, head_dim] = query.dims();
-    let kv_heads = key.dims()[2];
-    let groups = heads / kv_heads;
     let device = query.device();
 
-    let spread = |tensor: Tensor<4>| -> Tensor<4> {
-        let tensor = tensor.swap_dims(1, 2);
-        if groups == 1 {
-            return tensor;
-        }
-        tensor
-            .reshape([batch, kv_heads, 1, seq, head_dim])
-            .repeat_dim(2, groups)
-            .reshape([batch, heads, seq, head_dim])
-    };
     let query = query.swap_dims(1, 2);
-    let key = spread(key);
-    let value = spread(value);
+    let key = spread_heads(key, heads);
+    let value = spread_heads(value, heads);
 
     let rows = segments.clone().reshape([batch, 1, seq, 1]);
     let columns = segments.clone().reshape([batch, 1, 1, seq]);
@@ -61,4 +49,21 @@ pub fn attention(
     let output = softmax(scores, 3).matmul(value).swap_dims(1, 2);
     let padding = segments.equal_elem(0).reshape([batch, seq, 1, 1]);
     output.mask_fill(padding.repeat_dim(2, heads).repeat_dim(3, head_dim), 0.0)
+}
+
+/// Repeats each key-value head for the query heads that read it.
+///
+/// # Shapes
+/// - tensor: `[batch, seq, kv_heads, head_dim]`
+/// - returns: `[batch, heads, seq, head_dim]`
+pub fn spread_heads(tensor: Tensor<4>, heads: usize) -> Tensor<4> {
+    let [batch, seq, kv_heads, head_dim] = tensor.dims();
+    let tensor = tensor.swap_dims(1, 2);
+    if heads == kv_heads {
+        return tensor;
+    }
+    tensor
+        .reshape([batch, kv_heads, 1, seq, head_dim])
+        .repeat_dim(2, heads / kv_heads)
+        .reshape([batch, heads, seq, head_dim])
 }

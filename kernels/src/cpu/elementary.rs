@@ -121,6 +121,64 @@ pub(crate) fn map(input: &[f32], function: impl Fn(f32) -> f32 + Copy + Sync + S
     output
 }
 
+/// `function(output row, input row)` over all rows of `width` elements, vectorised and in parallel.
+#[inline(always)]
+pub(crate) fn map_rows(
+    input: &[f32],
+    width: usize,
+    function: impl Fn(&mut [f32], &[f32]) + Sync + Send,
+) -> Vec<f32> {
+    let mut output = vec![0.0; input.len()];
+    let block = block_rows(input.len() / width.max(1), width) * width;
+    output
+        .par_chunks_mut(block)
+        .zip(input.par_chunks(block))
+        .for_each(|(output, input)| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (output, input) in output
+                        .chunks_exact_mut(width)
+                        .zip(input.chunks_exact(width))
+                    {
+                        function(output, input);
+                    }
+                },
+            );
+        });
+    output
+}
+
+/// `function(output row, left row, right row)` over all rows, like [`map_rows`].
+#[inline(always)]
+pub(crate) fn map_rows2(
+    left: &[f32],
+    right: &[f32],
+    width: usize,
+    function: impl Fn(&mut [f32], &[f32], &[f32]) + Sync + Send,
+) -> Vec<f32> {
+    let mut output = vec![0.0; left.len()];
+    let block = block_rows(left.len() / width.max(1), width) * width;
+    output
+        .par_chunks_mut(block)
+        .zip(left.par_chunks(block).zip(right.par_chunks(block)))
+        .for_each(|(output, (left, right))| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for ((output, left), right) in output
+                        .chunks_exact_mut(width)
+                        .zip(left.chunks_exact(width))
+                        .zip(right.chunks_exact(width))
+                    {
+                        function(output, left, right);
+                    }
+                },
+            );
+        });
+    output
+}
+
 /// How many elements one task takes, so that small inputs stay on one thread.
 pub(crate) fn block_length(elements: usize) -> usize {
     let threads = rayon::current_num_threads();

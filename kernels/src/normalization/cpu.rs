@@ -2,9 +2,8 @@
 
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
-use crate::cpu::elementary::{block_rows, dot, vectorized};
+use crate::cpu::elementary::{dot, map_rows, map_rows2};
 use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
 
 pub(super) fn rms_norm<const D: usize>(
@@ -63,28 +62,18 @@ impl Operation<2> for RmsNorm {
         let [input, weight] = inputs;
         let shape = dims(&input);
         let width = *shape.last().expect("a hidden dimension");
-        let mut output = vec![0.0; values(&input).len()];
-        let block = block_rows(output.len() / width, width) * width;
         let scale = values(&weight);
-        output
-            .par_chunks_mut(block)
-            .zip(values(&input).par_chunks(block))
-            .for_each(|(output, input)| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for (output, input) in output
-                            .chunks_exact_mut(width)
-                            .zip(input.chunks_exact(width))
-                        {
-                            let inverse = self.inverse(input);
-                            for ((output, &x), &w) in output.iter_mut().zip(input).zip(scale) {
-                                *output = x * inverse * w;
-                            }
-                        }
-                    },
-                );
-            });
+        let output = map_rows(
+            values(&input),
+            width,
+            #[inline(always)]
+            |output, input| {
+                let inverse = self.inverse(input);
+                for ((output, &x), &w) in output.iter_mut().zip(input).zip(scale) {
+                    *output = x * inverse * w;
+                }
+            },
+        );
         let saved = if tracked { vec![input, weight] } else { vec![] };
         (tensor(output, shape), saved)
     }
@@ -99,36 +88,24 @@ impl Operation<2> for RmsNorm {
         let gradient = values(&gradient);
         let width = weight.len();
         let for_input = wanted[0].then(|| {
-            let mut output = vec![0.0; input.len()];
-            let block = block_rows(input.len() / width, width) * width;
-            output
-                .par_chunks_mut(block)
-                .zip(input.par_chunks(block).zip(gradient.par_chunks(block)))
-                .for_each(|(output, (input, gradient))| {
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            for ((output, input), gradient) in output
-                                .chunks_exact_mut(width)
-                                .zip(input.chunks_exact(width))
-                                .zip(gradient.chunks_exact(width))
-                            {
-                                let inverse = self.inverse(input);
-                                // dx = r·(g·w) − x · r³ · mean(x·g·w)
-                                for ((output, &g), &w) in
-                                    output.iter_mut().zip(gradient).zip(weight)
-                                {
-                                    *output = g * w;
-                                }
-                                let along = dot(output, input) / width as f32;
-                                let pull = along * inverse * inverse * inverse;
-                                for (output, &x) in output.iter_mut().zip(input) {
-                                    *output = *output * inverse - x * pull;
-                                }
-                            }
-                        },
-                    );
-                });
+            let output = map_rows2(
+                input,
+                gradient,
+                width,
+                #[inline(always)]
+                |output, input, gradient| {
+                    let inverse = self.inverse(input);
+                    // dx = r·(g·w) − x · r³ · mean(x·g·w)
+                    for ((output, &g), &w) in output.iter_mut().zip(gradient).zip(weight) {
+                        *output = g * w;
+                    }
+                    let along = dot(output, input) / width as f32;
+                    let pull = along * inverse * inverse * inverse;
+                    for (output, &x) in output.iter_mut().zip(input) {
+                        *output = *output * inverse - x * pull;
+                    }
+                },
+            );
             tensor(output, dims(&saved[0]))
         });
         let for_weight = wanted[1].then(|| {
@@ -174,30 +151,18 @@ impl Operation<3> for LayerNorm {
         let [input, weight, bias] = inputs;
         let shape = dims(&input);
         let width = *shape.last().expect("a hidden dimension");
-        let mut output = vec![0.0; values(&input).len()];
-        let block = block_rows(output.len() / width, width) * width;
         let (scale, shift) = (values(&weight), values(&bias));
-        output
-            .par_chunks_mut(block)
-            .zip(values(&input).par_chunks(block))
-            .for_each(|(output, input)| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for (output, input) in output
-                            .chunks_exact_mut(width)
-                            .zip(input.chunks_exact(width))
-                        {
-                            let (mean, inverse) = self.statistics(input);
-                            for (((output, &x), &w), &b) in
-                                output.iter_mut().zip(input).zip(scale).zip(shift)
-                            {
-                                *output = ((x - mean) * inverse).mul_add(w, b);
-                            }
-                        }
-                    },
-                );
-            });
+        let output = map_rows(
+            values(&input),
+            width,
+            #[inline(always)]
+            |output, input| {
+                let (mean, inverse) = self.statistics(input);
+                for (((output, &x), &w), &b) in output.iter_mut().zip(input).zip(scale).zip(shift) {
+                    *output = ((x - mean) * inverse).mul_add(w, b);
+                }
+            },
+        );
         let saved = if tracked { vec![input, weight] } else { vec![] };
         (tensor(output, shape), saved)
     }
@@ -212,39 +177,27 @@ impl Operation<3> for LayerNorm {
         let gradient = values(&gradient);
         let width = weight.len();
         let for_input = wanted[0].then(|| {
-            let mut output = vec![0.0; input.len()];
-            let block = block_rows(input.len() / width, width) * width;
-            output
-                .par_chunks_mut(block)
-                .zip(input.par_chunks(block).zip(gradient.par_chunks(block)))
-                .for_each(|(output, (input, gradient))| {
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            for ((output, input), gradient) in output
-                                .chunks_exact_mut(width)
-                                .zip(input.chunks_exact(width))
-                                .zip(gradient.chunks_exact(width))
-                            {
-                                let (mean, inverse) = self.statistics(input);
-                                // With n = (x − μ)·r and h = g·w: dx = r·(h − mean(h) − n·mean(h·n))
-                                for ((output, &g), &w) in
-                                    output.iter_mut().zip(gradient).zip(weight)
-                                {
-                                    *output = g * w;
-                                }
-                                let total = sum(output);
-                                let product = dot(output, input);
-                                let mean_h = total / width as f32;
-                                let mean_hn = (product - mean * total) * inverse / width as f32;
-                                for (output, &x) in output.iter_mut().zip(input) {
-                                    let n = (x - mean) * inverse;
-                                    *output = (*output - mean_h - n * mean_hn) * inverse;
-                                }
-                            }
-                        },
-                    );
-                });
+            let output = map_rows2(
+                input,
+                gradient,
+                width,
+                #[inline(always)]
+                |output, input, gradient| {
+                    let (mean, inverse) = self.statistics(input);
+                    // With n = (x − μ)·r and h = g·w: dx = r·(h − mean(h) − n·mean(h·n))
+                    for ((output, &g), &w) in output.iter_mut().zip(gradient).zip(weight) {
+                        *output = g * w;
+                    }
+                    let total = sum(output);
+                    let product = dot(output, input);
+                    let mean_h = total / width as f32;
+                    let mean_hn = (product - mean * total) * inverse / width as f32;
+                    for (output, &x) in output.iter_mut().zip(input) {
+                        let n = (x - mean) * inverse;
+                        *output = (*output - mean_h - n * mean_hn) * inverse;
+                    }
+                },
+            );
             tensor(output, dims(&saved[0]))
         });
         let for_weight = wanted[1].then(|| {

@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 const WIDTH: f64 = 560.0;
-const LEFT: f64 = 66.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 42.0;
@@ -49,26 +48,28 @@ pub(super) struct Chart {
 impl Chart {
     /// The chart as an `<svg>` element.
     pub fn svg(&self) -> String {
-        let x = Axis::new(self.x_range, self.values(0), LEFT, WIDTH - RIGHT);
         let y = Axis::new(self.y_range, self.values(1), self.height - BOTTOM, TOP);
+        let y_ticks: Vec<String> = y.ticks.iter().map(|tick| label(*tick, y.step)).collect();
+        let left = left_margin(&y_ticks);
+        let x = Axis::new(self.x_range, self.values(0), left, WIDTH - RIGHT);
         let mut svg = format!(
             "<svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"{}\" class=\"chart\">",
             self.height,
             escape(&self.title)
         );
-        for tick in &y.ticks {
+        for (tick, text) in y.ticks.iter().zip(&y_ticks) {
             let at = y.place(*tick);
             let _ = write!(
                 svg,
-                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>",
+                "<line class=\"grid\" x1=\"{left}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>",
                 WIDTH - RIGHT
             );
             let _ = write!(
                 svg,
                 "<text class=\"tick\" text-anchor=\"end\" x=\"{}\" y=\"{:.1}\">{}</text>",
-                LEFT - 8.0,
+                left - 8.0,
                 at + 4.0,
-                label(*tick, y.step)
+                escape(text)
             );
         }
         let floor = self.height - BOTTOM;
@@ -87,13 +88,13 @@ impl Chart {
         }
         let _ = write!(
             svg,
-            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{floor}\" y2=\"{floor}\"/>",
+            "<line class=\"axis\" x1=\"{left}\" x2=\"{}\" y1=\"{floor}\" y2=\"{floor}\"/>",
             WIDTH - RIGHT
         );
         for series in &self.series {
             draw(&mut svg, series, &x, &y);
         }
-        let middle = (LEFT + WIDTH - RIGHT) / 2.0;
+        let middle = (left + WIDTH - RIGHT) / 2.0;
         let _ = write!(
             svg,
             "<text class=\"label\" text-anchor=\"middle\" x=\"{middle}\" y=\"{}\">{}</text>",
@@ -213,6 +214,14 @@ impl Axis {
             + (value.clamp(self.low, self.high) - self.low) / (self.high - self.low)
                 * (self.to - self.from)
     }
+}
+
+/// Room for the label of the y axis and the widest of its ticks.
+fn left_margin(ticks: &[String]) -> f64 {
+    const LABEL: f64 = 32.0;
+    const CHARACTER: f64 = 7.0;
+    let widest = ticks.iter().map(|tick| tick.chars().count()).max();
+    (LABEL + CHARACTER * widest.unwrap_or(0) as f64).max(60.0)
 }
 
 /// The smallest of 1, 2 and 5 times a power of ten that is at least `rough`.

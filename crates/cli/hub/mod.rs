@@ -4,35 +4,26 @@
 //! `HF_HUB_CACHE` and `HF_HOME`, `HF_TOKEN` and `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`. The cache has the
 //! same layout, so whichever program fetched a checkpoint first, the other finds it.
 
+mod download;
+mod files;
+
 use std::env;
 use std::fs;
-use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
-use crate::output;
+use download::download;
+use files::{INDEX, OPTIONAL, SINGLE, Weights, checkpoint_files, shards_of, weight_files};
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// How long the hub may take to answer its first question before it counts as out of reach.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
-/// Small files that say how text becomes tokens; taken when the repository has them.
-const OPTIONAL: [&str; 4] = [
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-];
-
 /// A checkpoint in the cache, complete.
 #[derive(Clone, Debug, Serialize)]
 pub struct Snapshot {
@@ -312,149 +303,6 @@ fn list_files(repo: &ApiRepo) -> Result<(String, Vec<String>), Listing> {
     }
 }
 
-enum Weights {
-    Single,
-    Sharded,
-}
-
-/// How the weights are stored, or what is missing from the list of files.
-fn weight_files(files: &[String]) -> Result<Weights, String> {
-    let has = |name: &str| files.iter().any(|file| file == name);
-    let missing: Vec<&str> = ["config.json", "tokenizer.json"]
-        .into_iter()
-        .filter(|name| !has(name))
-        .collect();
-    if !missing.is_empty() {
-        return Err(format!("it has no {}", missing.join(" and no ")));
-    }
-    if has(SINGLE) {
-        Ok(Weights::Single)
-    } else if has(INDEX) {
-        Ok(Weights::Sharded)
-    } else if files
-        .iter()
-        .any(|name| name.ends_with(".bin") || name.ends_with(".pt"))
-    {
-        Err("its weights are pickled (.bin), not safetensors".to_owned())
-    } else if files.iter().any(|name| name.ends_with(".gguf")) {
-        Err("its weights are GGUF, not safetensors".to_owned())
-    } else {
-        Err(format!("it has neither {SINGLE} nor {INDEX}"))
-    }
-}
-
-/// The shards that an index names, each once, in order of name.
-fn shards_of(index: &Path) -> Result<Vec<String>, Failure> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: std::collections::BTreeMap<String, String>,
-    }
-    let broken = |problem: String| {
-        Failure::failed(format!("{}: {problem}", index.display()))
-            .hint("remove the file and fetch again")
-    };
-    let text = fs::read_to_string(index).map_err(|error| broken(error.to_string()))?;
-    let index: Index = serde_json::from_str(&text).map_err(|error| broken(error.to_string()))?;
-    let shards: std::collections::BTreeSet<String> = index.weight_map.into_values().collect();
-    match shards
-        .iter()
-        .find(|name| name.contains("..") || name.starts_with('/'))
-    {
-        Some(name) => Err(Failure::failed(format!(
-            "the index names a shard outside of the checkpoint: `{name}`"
-        ))),
-        None => Ok(shards.into_iter().collect()),
-    }
-}
-
-/// The files of a complete checkpoint folder; `None` if one is missing.
-fn checkpoint_files(folder: &Path) -> Option<Vec<SnapshotFile>> {
-    let mut names: Vec<String> = vec!["config.json".into(), "tokenizer.json".into()];
-    if folder.join(SINGLE).exists() {
-        names.push(SINGLE.into());
-    } else {
-        names.push(INDEX.into());
-        names.extend(shards_of(&folder.join(INDEX)).ok()?);
-    }
-    names.extend(
-        OPTIONAL
-            .iter()
-            .map(|name| (*name).to_owned())
-            .filter(|name| folder.join(name).exists()),
-    );
-    names
-        .into_iter()
-        .map(|name| {
-            let bytes = fs::metadata(folder.join(&name)).ok()?.len();
-            Some(SnapshotFile {
-                name,
-                bytes,
-                sha256: None,
-            })
-        })
-        .collect()
-}
-
-/// Downloads one file unless it is there, and compares it with the digest that the hub names.
-fn download(repo: &ApiRepo, folder: &Path, name: &str) -> Result<SnapshotFile, Failure> {
-    let path = folder.join(name);
-    if !path.exists() {
-        repo.download_with_progress(name, Download::new(name))
-            .map_err(|error| download_failure(name, error))?;
-    }
-    // The cache keeps a file under its entity tag, which for large files is its SHA-256.
-    let blob = fs::canonicalize(&path)?;
-    let promised = blob
-        .file_name()
-        .and_then(|tag| tag.to_str())
-        .filter(|tag| is_sha256(tag))
-        .map(str::to_owned);
-    if let Some(promised) = &promised {
-        let digest = sha256(&blob)?;
-        if digest != *promised {
-            return Err(Failure::failed(format!(
-                "{name} is damaged: its SHA-256 is {digest}, the hub promised {promised}"
-            ))
-            .hint(format!("remove {} and fetch again", blob.display())));
-        }
-    }
-    Ok(SnapshotFile {
-        name: name.to_owned(),
-        bytes: fs::metadata(&path)?.len(),
-        sha256: promised,
-    })
-}
-
-fn download_failure(name: &str, error: ApiError) -> Failure {
-    let hint = match &error {
-        ApiError::InvalidResume => {
-            "an earlier download left a longer piece than the file: remove the `.part` files from the cache's `blobs` folder and fetch again"
-        }
-        ApiError::LockAcquisition(_) => {
-            "another program is fetching the same file: wait for it, then fetch again"
-        }
-        ApiError::IoError(_) => {
-            "look at the space and the rights of the cache folder, then fetch again: the download goes on where it stopped"
-        }
-        _ => "fetch again: the download goes on where it stopped",
-    };
-    Failure::failed(format!("cannot download {name}: {error}")).hint(hint)
-}
-
-fn is_sha256(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-fn sha256(path: &Path) -> io::Result<String> {
-    let mut digest = Sha256::new();
-    io::copy(&mut fs::File::open(path)?, &mut digest)?;
-    Ok(digest
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
-}
-
 /// `name` or `owner/name`, in the characters that the hub allows.
 fn is_hub_id(text: &str) -> bool {
     let parts: Vec<&str> = text.split('/').collect();
@@ -468,67 +316,9 @@ fn is_hub_id(text: &str) -> bool {
     (1..=2).contains(&parts.len()) && parts.iter().all(part)
 }
 
-/// A bar on a terminal, a line a file elsewhere.
-struct Download {
-    name: String,
-    bar: Option<ProgressBar>,
-    started: bool,
-}
-
-impl Download {
-    fn new(name: &str) -> Download {
-        let bar = io::stderr().is_terminal().then(|| {
-            let style = "{msg}  {bytes}/{total_bytes}  {wide_bar:.dim}  {bytes_per_sec}  {eta}";
-            let style = ProgressStyle::with_template(style)
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::new(0)
-                .with_style(style)
-                .with_message(name.to_owned())
-        });
-        Download {
-            name: name.to_owned(),
-            bar,
-            started: false,
-        }
-    }
-}
-
-impl hf_hub::api::Progress for Download {
-    fn init(&mut self, size: usize, _name: &str) {
-        match &self.bar {
-            Some(bar) => {
-                bar.set_length(size as u64);
-                bar.set_position(0);
-            }
-            // Called again at each attempt; a log needs the line once.
-            None if !self.started => {
-                eprintln!("Fetching {} ({})", self.name, output::bytes(size as u64))
-            }
-            None => {}
-        }
-        self.started = true;
-    }
-
-    fn update(&mut self, size: usize) {
-        if let Some(bar) = &self.bar {
-            bar.inc(size as u64);
-        }
-    }
-
-    fn finish(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names(files: &[&str]) -> Vec<String> {
-        files.iter().map(|name| (*name).to_owned()).collect()
-    }
 
     #[test]
     fn hub_ids_are_told_from_paths() {
@@ -537,68 +327,5 @@ mod tests {
         for path in ["", "/models/x", "./x", "../x", "a/b/c", "a b/c", "owner/"] {
             assert!(!is_hub_id(path), "{path}");
         }
-    }
-
-    #[test]
-    fn a_repository_says_what_it_lacks() {
-        let missing = |files: &[&str]| weight_files(&names(files)).err().unwrap_or_default();
-        assert_eq!(
-            missing(&["config.json", "tokenizer.json", "model.safetensors"]),
-            ""
-        );
-        assert_eq!(missing(&["config.json", "tokenizer.json", INDEX]), "");
-        assert_eq!(
-            missing(&["model.safetensors"]),
-            "it has no config.json and no tokenizer.json"
-        );
-        assert!(
-            missing(&["config.json", "tokenizer.json", "pytorch_model.bin"]).contains("pickled")
-        );
-        assert!(missing(&["config.json", "tokenizer.json", "x.gguf"]).contains("GGUF"));
-        assert!(missing(&["config.json", "tokenizer.json"]).contains("neither"));
-    }
-
-    #[test]
-    fn an_index_names_each_shard_once_and_none_outside() {
-        let folder = tempfile::tempdir().unwrap();
-        let index = folder.path().join(INDEX);
-        fs::write(
-            &index,
-            r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors", "c": "2.safetensors"}}"#,
-        )
-        .unwrap();
-        assert_eq!(
-            shards_of(&index).unwrap(),
-            ["1.safetensors", "2.safetensors"]
-        );
-        fs::write(&index, r#"{"weight_map": {"a": "../../x.safetensors"}}"#).unwrap();
-        assert!(
-            shards_of(&index)
-                .unwrap_err()
-                .to_string()
-                .contains("outside")
-        );
-    }
-
-    #[test]
-    fn a_folder_is_complete_only_with_all_of_its_shards() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["config.json", "tokenizer.json"] {
-            fs::write(folder.path().join(name), "{}").unwrap();
-        }
-        assert!(checkpoint_files(folder.path()).is_none());
-        fs::write(
-            folder.path().join(INDEX),
-            r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#,
-        )
-        .unwrap();
-        fs::write(folder.path().join("1.safetensors"), "x").unwrap();
-        assert!(checkpoint_files(folder.path()).is_none());
-        fs::write(folder.path().join("2.safetensors"), "yz").unwrap();
-        let files = checkpoint_files(folder.path()).unwrap();
-        assert_eq!(
-            files.iter().map(|file| file.bytes).sum::<u64>(),
-            2 + 2 + 60 + 1 + 2
-        );
     }
 }

@@ -1,0 +1,94 @@
+//! What a run starts from: checkpoint, patients, plan and loss, checked against each other.
+
+use calor_model::Checkpoint;
+use calor_records::Split;
+use calor_sequence::SampleSet;
+
+use crate::TrainError;
+use crate::data::{Data, Source, TASK_FORMAT, TaskFile};
+use crate::objective::Objective;
+use crate::observer::Observer;
+use crate::plan::RunPlan;
+use crate::recipe::{Recipe, TaskKind};
+use crate::session::{RunOptions, misfit};
+
+/// All that a recipe names, opened; no weight has been read yet.
+pub(crate) struct Opening {
+    pub checkpoint: Checkpoint,
+    pub data: Data,
+    pub plan: RunPlan,
+    pub task: TaskFile,
+    pub objective: Objective,
+}
+
+impl Opening {
+    /// Opens the checkpoint, prepares the sequences (or finds them in the cache) and plans the
+    /// steps.
+    ///
+    /// # Errors
+    /// Whatever is wrong with checkpoint, cohort, labels or recipe, and where they do not fit
+    /// together.
+    pub fn new(options: &RunOptions, observer: &mut dyn Observer) -> Result<Opening, TrainError> {
+        let recipe = &options.recipe;
+        let does_not_fit = |problem| TrainError::Task {
+            task: recipe.task.kind.name(),
+            problem,
+        };
+        let checkpoint = Checkpoint::open(&options.checkpoint)?;
+        let data = Data::load(&source(options), observer)?;
+        if let Some(problem) = misfit(recipe, &checkpoint, &data) {
+            return Err(does_not_fit(problem));
+        }
+        let training = data.set(Split::Train);
+        let plan = RunPlan::new(recipe, &data, &training)?;
+        let task = task_file(recipe, &data, &training);
+        let counts = data.class_counts(recipe.task.kind, &training);
+        let objective = Objective::new(
+            recipe.task.kind,
+            &recipe.task.class_weights,
+            &counts,
+            task.scale,
+        )
+        .map_err(does_not_fit)?;
+        Ok(Opening {
+            checkpoint,
+            data,
+            plan,
+            task,
+            objective,
+        })
+    }
+}
+
+/// Where the patients of a run come from.
+fn source(options: &RunOptions) -> Source<'_> {
+    let recipe = &options.recipe;
+    Source {
+        cohort: &recipe.cohort.path,
+        kind: recipe.task.kind,
+        labels: recipe.task.labels.names(),
+        sequence: &recipe.sequence,
+        checkpoint: &options.checkpoint,
+        cache: &options.cache,
+        trained: None,
+    }
+}
+
+/// What other patients have to be treated with as those of the training were.
+fn task_file(recipe: &Recipe, data: &Data, training: &SampleSet) -> TaskFile {
+    TaskFile {
+        format: TASK_FORMAT,
+        kind: recipe.task.kind,
+        labels: recipe
+            .task
+            .labels
+            .names()
+            .into_iter()
+            .map(str::to_owned)
+            .collect(),
+        classes: data.prepared.classes().to_vec(),
+        scale: (recipe.task.kind == TaskKind::Regression).then(|| data.target_scale(training)),
+        sequence: recipe.sequence.clone(),
+        statistics: data.prepared.statistics().clone(),
+    }
+}
