@@ -6,10 +6,11 @@ use crate::error::RecordsError;
 use crate::files::parquet_files;
 use crate::fingerprint::Fingerprint;
 use crate::inspect::tasks;
+use crate::item::path_columns;
 use crate::metadata::{CodeTable, DatasetMetadata, Splits, null_value, value_at};
 use crate::patient::Patient;
 use crate::reader::ShardReader;
-use crate::table::{DATA_COLUMNS, Decode, Table, type_name};
+use crate::table::{DATA_COLUMNS, Decode, Kind, Table, optional, type_name};
 use crate::values::int64;
 
 /// Rows decoded at a time while the index is built (one int64 column: half a MiB).
@@ -353,6 +354,9 @@ fn index_shard(path: &Path, named_site: Option<&str>) -> Result<(ShardIndex, boo
     let table = Table::open(path)?;
     for column in &DATA_COLUMNS {
         table.check(column)?;
+    }
+    for (_, name) in path_columns() {
+        table.check(&optional(name, Kind::String))?;
     }
     let site = table.field(named_site.unwrap_or("site"));
     let readable = site.is_some_and(|field| is_site_type(field.data_type()));

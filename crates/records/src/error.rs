@@ -76,6 +76,13 @@ pub enum RecordsError {
         row: u64,
     },
 
+    #[error("{path}: {problem}; {hint}", path = path.display())]
+    Item {
+        path: PathBuf,
+        problem: String,
+        hint: &'static str,
+    },
+
     #[error("{path}, row {row}: `{column}` {problem}", path = path.display())]
     InvalidValue {
         path: PathBuf,
@@ -148,6 +155,12 @@ pub enum RecordsError {
         path = path.display()
     )]
     ChangedSinceOpen { path: PathBuf, row: u64 },
+
+    #[error("synthetic cohort: `{option}` {problem}")]
+    SynthOption {
+        option: &'static str,
+        problem: String,
+    },
 
     #[error("{path} cannot be written: {reason}", path = path.display())]
     Write { path: PathBuf, reason: String },

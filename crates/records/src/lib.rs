@@ -15,11 +15,13 @@ mod error;
 mod files;
 mod fingerprint;
 mod inspect;
+mod item;
 mod labels;
 mod metadata;
 mod patient;
 mod reader;
 mod rules;
+mod synth;
 mod table;
 mod time;
 mod validate;
@@ -30,15 +32,25 @@ pub use cohort::{Chunk, Cohort, Shard};
 pub use error::RecordsError;
 pub use fingerprint::{FileFingerprint, Fingerprint};
 pub use inspect::{
-    CodeCount, CodeSummary, ColumnSummary, Distribution, InspectOptions, Inspection, Missingness,
-    SiteSummary, SplitSummary, SurvivalSplitSummary, SurvivalSummary, TaskSplitSummary,
-    TaskSummary, inspect,
+    CodeCount, CodeSummary, ColumnSummary, Distribution, InspectOptions, Inspection, ItemSummary,
+    Missingness, SiteSummary, SplitSummary, SurvivalSplitSummary, SurvivalSummary,
+    TaskSplitSummary, TaskSummary, inspect,
+};
+pub use item::{
+    Decoded, FeatureSet, ImageFilter, ImageOptions, ImagePlane, ImagePosition, ImageResize,
+    ImageWindow, ItemPath, Modality, OmicsGroups, OmicsOptions, OmicsStatistics, OmicsVector,
+    SpeechOptions, WaveformOptions, decode_image, decode_omics, decode_speech, decode_waveform,
+    omics_features, omics_names_file, read_omics,
 };
 pub use labels::{Label, LabelKind, LabelValue, Labels, SurvivalLabel, SurvivalLabels};
 pub use metadata::{CodeEntry, CodeTable, DatasetMetadata, Splits};
 pub use patient::{BIRTH_CODE, DEATH_CODE, Event, Patient, Split};
 pub use reader::ShardReader;
 pub use rules::{Finding, Rule, RuleReport, Severity, ValidationReport};
+pub use synth::{
+    HeldOutModality, HeldOutOptimum, ModalityOptimum, Optimum, SubsetOptimum, SynthModality,
+    SynthOptions, SynthReport, synthesize,
+};
 pub use time::{MICROSECONDS_PER_DAY, MICROSECONDS_PER_SECOND, format_time_us};
 pub use validate::validate;
 pub use writer::{

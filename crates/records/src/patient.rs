@@ -2,6 +2,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::item::ItemPath;
+
 /// The code MEDS reserves for a subject's birth.
 pub const BIRTH_CODE: &str = "MEDS_BIRTH";
 /// The code MEDS reserves for a subject's death.
@@ -45,6 +47,9 @@ pub struct Event {
     pub text_value: Option<Arc<str>>,
     /// Where the row comes from (sector, clinic, register); shared like `code`.
     pub site: Option<Arc<str>>,
+    /// The files that the row's path columns point to, at most one of each modality and in the
+    /// order of [`Modality::ALL`](crate::Modality::ALL); never an empty slice.
+    pub items: Option<Box<[ItemPath]>>,
 }
 
 /// Which part of an experiment a subject belongs to.
@@ -90,6 +95,7 @@ mod tests {
             numeric_value: None,
             text_value: None,
             site: None,
+            items: None,
         }
     }
 

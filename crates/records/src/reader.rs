@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::{Float32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
@@ -8,6 +8,7 @@ use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 
 use crate::cohort::{Cohort, is_site_type};
 use crate::error::RecordsError;
+use crate::item::{ItemPath, Modality, path_columns, path_problem};
 use crate::metadata::{null_value, value_at};
 use crate::patient::{Event, Patient};
 use crate::table::{Batches, Decode, Table};
@@ -21,6 +22,8 @@ pub struct ShardReader<'a> {
     cohort: &'a Cohort,
     path: PathBuf,
     site: Option<String>,
+    /// The path columns that the shard has.
+    path_columns: Vec<(Modality, &'static str)>,
     /// Positions in the cohort's index of the subjects still to come.
     pending: VecDeque<u32>,
     batches: Option<Batches>,
@@ -37,6 +40,14 @@ struct OpenBatch {
     times: Option<TimestampMicrosecondArray>,
     numbers: Option<Float32Array>,
     texts: Strings,
+    /// One for each of the shard's path columns.
+    paths: Vec<PathColumn>,
+}
+
+struct PathColumn {
+    modality: Modality,
+    name: &'static str,
+    paths: Strings,
 }
 
 impl<'a> ShardReader<'a> {
@@ -47,6 +58,7 @@ impl<'a> ShardReader<'a> {
     ) -> Result<ShardReader<'a>, RecordsError> {
         let path = cohort.shards()[shard].path.clone();
         let mut site = None;
+        let mut paths = Vec::new();
         let mut batches = None;
         if let Some(&first) = positions.first() {
             let table = Table::open(&path)?;
@@ -71,6 +83,8 @@ impl<'a> ShardReader<'a> {
             if let Some(site) = &site {
                 columns.push((site, Decode::Dictionary));
             }
+            paths.extend(path_columns().filter(|(_, name)| table.field(name).is_some()));
+            columns.extend(paths.iter().map(|&(_, name)| (name, Decode::Plain)));
             let ranges = positions.iter().map(|&at| cohort.rows_at(at as usize).1);
             let rows = select(&table.row_group_rows(), ranges);
             let (_, first_rows) = cohort.rows_at(first as usize);
@@ -80,6 +94,7 @@ impl<'a> ShardReader<'a> {
             cohort,
             path,
             site,
+            path_columns: paths,
             pending: positions.into(),
             batches,
             batch: None,
@@ -100,6 +115,15 @@ impl<'a> ShardReader<'a> {
             times: timestamps(batch, "time"),
             numbers: float32(batch, "numeric_value"),
             texts: Strings::of(batch, "text_value"),
+            paths: self
+                .path_columns
+                .iter()
+                .map(|&(modality, name)| PathColumn {
+                    modality,
+                    name,
+                    paths: Strings::of(batch, name),
+                })
+                .collect(),
         });
     }
 
@@ -168,6 +192,7 @@ impl<'a> ShardReader<'a> {
                 } else {
                     None
                 },
+                items: items_at(&batch.paths, position, &self.path, row)?,
             });
             batch.next += 1;
             row += 1;
@@ -194,6 +219,35 @@ impl Iterator for ShardReader<'_> {
             Some(self.pending.len()),
         )
     }
+}
+
+/// The items of one row of a batch, which is row `row` of the file.
+fn items_at(
+    columns: &[PathColumn],
+    position: usize,
+    file: &Path,
+    row: u64,
+) -> Result<Option<Box<[ItemPath]>>, RecordsError> {
+    // Allocates nothing until there is an item.
+    let mut items = Vec::new();
+    for column in columns {
+        let Some(path) = column.paths.get(position).filter(|path| !path.is_empty()) else {
+            continue;
+        };
+        if let Some(problem) = path_problem(path) {
+            return Err(RecordsError::InvalidValue {
+                path: file.to_path_buf(),
+                column: column.name.to_string(),
+                row,
+                problem,
+            });
+        }
+        items.push(ItemPath {
+            modality: column.modality,
+            path: path.into(),
+        });
+    }
+    Ok((!items.is_empty()).then(|| items.into_boxed_slice()))
 }
 
 /// The row groups that hold some of `ranges` (ascending, disjoint), and the rows to read of them.

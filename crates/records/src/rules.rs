@@ -18,7 +18,8 @@ pub enum Severity {
 
 macro_rules! rules {
     ($($variant:ident, $name:literal, $severity:ident, $statement:literal;)*) => {
-        /// A rule of MEDS 0.4 (errors), of Calor's survival sidecar (errors), or advice (warnings).
+        /// A rule of MEDS 0.4 (errors), of Calor's path columns and survival sidecar (errors), or
+        /// advice (warnings).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Rule {
             $(#[doc = $statement] $variant,)*
@@ -69,6 +70,13 @@ rules! {
         "A subject's rows are sorted by time.";
     StaticFirst, "static_first", Error,
         "A subject's rows without time stand before those with one.";
+    PathType, "path_type", Error,
+        "`image_path`, `waveform_path`, `omics_path` and `audio_path`, if there, are columns of \
+         strings.";
+    PathInside, "path_inside", Error,
+        "The path of an item is relative to the cohort's folder and stays inside it.";
+    PathFile, "path_file", Error,
+        "The path of an item names a file that is there.";
     DatasetJson, "dataset_json", Error,
         "`metadata/dataset.json` is a JSON object.";
     DatasetFields, "dataset_fields", Error,

@@ -1,20 +1,28 @@
 //! A Parquet file with its columns checked by name and type, read in batches.
 
+use std::collections::HashSet;
 use std::fs::File;
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow_array::RecordBatch;
+use arrow_array::{Array, ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, Fields, Schema, TimeUnit};
+use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader,
     ParquetRecordBatchReaderBuilder, RowSelection,
 };
 use parquet::basic::Compression;
+use parquet::errors::ParquetError;
+use parquet::file::reader::{ChunkReader, Length};
 
 use crate::error::RecordsError;
+
+/// Columns of a row that are decoded together: each holds a decompressor of its own meanwhile.
+const COLUMNS_AT_ONCE: usize = 512;
 
 /// The column types a cohort is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,15 +128,26 @@ pub(crate) enum Decode {
 /// Parquet itself they are all the same.
 pub(crate) struct Table {
     path: PathBuf,
-    file: File,
+    source: Source,
     metadata: ArrowReaderMetadata,
 }
 
 impl Table {
     pub(crate) fn open(path: &Path) -> Result<Table, RecordsError> {
         let file = File::open(path).map_err(|source| RecordsError::io(path, source))?;
+        Table::of(path, Source::File(Arc::new(file)))
+    }
+
+    /// As `open`, with the whole file in memory: reading a few bytes each of very many columns
+    /// from the file itself takes several system calls a column.
+    pub(crate) fn open_in_memory(path: &Path) -> Result<Table, RecordsError> {
+        let bytes = std::fs::read(path).map_err(|source| RecordsError::io(path, source))?;
+        Table::of(path, Source::Memory(bytes.into()))
+    }
+
+    fn of(path: &Path, source: Source) -> Result<Table, RecordsError> {
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let metadata = guard(|| ArrowReaderMetadata::load(&file, options))
+        let metadata = guard(|| ArrowReaderMetadata::load(&source, options))
             .ok_or_else(|| RecordsError::Undecodable {
                 path: path.to_path_buf(),
                 row: 0,
@@ -145,15 +164,12 @@ impl Table {
         {
             return Err(RecordsError::Parquet {
                 path: path.to_path_buf(),
-                source: parquet::errors::ParquetError::General(format!(
-                    "a row group of {} rows",
-                    group.num_rows()
-                )),
+                source: ParquetError::General(format!("a row group of {} rows", group.num_rows())),
             });
         }
         Ok(Table {
             path: path.to_path_buf(),
-            file,
+            source,
             metadata,
         })
     }
@@ -221,7 +237,7 @@ impl Table {
     }
 
     /// Checks that the columns named are compressed in a way that is built in.
-    fn check_compression(&self, columns: &[(&str, Decode)]) -> Result<(), RecordsError> {
+    fn check_compression(&self, is_read: impl Fn(&str) -> bool) -> Result<(), RecordsError> {
         let unread = self
             .metadata
             .metadata()
@@ -230,9 +246,7 @@ impl Table {
             .flat_map(|group| group.columns())
             .filter(|chunk| {
                 let root = chunk.column_path().parts().first();
-                columns
-                    .iter()
-                    .any(|(name, _)| root.is_some_and(|root| root == name))
+                root.is_some_and(|root| is_read(root))
             })
             .map(|chunk| chunk.compression())
             .find(|codec| matches!(codec, Compression::BROTLI(_) | Compression::LZO));
@@ -259,14 +273,15 @@ impl Table {
         batch_rows: usize,
         first_row: u64,
     ) -> Result<Batches, RecordsError> {
-        self.check_compression(columns)?;
+        let decode = |name: &str| columns.iter().find(|(column, _)| *column == name);
+        self.check_compression(|name| decode(name).is_some())?;
         let mut roots = Vec::new();
         let fields: Vec<Field> = self
             .fields()
             .iter()
             .enumerate()
             .map(|(position, field)| {
-                let wanted = columns.iter().find(|(name, _)| name == field.name());
+                let wanted = decode(field.name());
                 if wanted.is_some() {
                     roots.push(position);
                 }
@@ -283,22 +298,50 @@ impl Table {
         let options = ArrowReaderOptions::new()
             .with_skip_arrow_metadata(true)
             .with_schema(Arc::new(Schema::new(fields)));
-        let parquet = |source| RecordsError::Parquet {
-            path: self.path.clone(),
-            source,
-        };
-        let undecodable = || RecordsError::Undecodable {
-            path: self.path.clone(),
-            row: first_row,
-        };
-        let file = self
-            .file
-            .try_clone()
-            .map_err(|source| RecordsError::io(&self.path, source))?;
+        let metadata = || ArrowReaderMetadata::try_new(self.metadata.metadata().clone(), options);
+        self.start(metadata, roots, rows, batch_rows, first_row)
+    }
+
+    /// Reads the columns at these positions (ascending) of a table of one row.
+    pub(crate) fn row(&self, positions: &[usize]) -> Result<Vec<ArrayRef>, RecordsError> {
+        let fields = self.fields();
+        let names: HashSet<&str> = positions
+            .iter()
+            .map(|&position| fields[position].name().as_str())
+            .collect();
+        self.check_compression(|name| names.contains(name))?;
+        let mut columns = Vec::with_capacity(positions.len());
+        for some in positions.chunks(COLUMNS_AT_ONCE) {
+            let metadata = || Ok(self.metadata.clone());
+            for batch in self.start(metadata, some.to_vec(), None, 1, 0)? {
+                columns.extend_from_slice(batch?.columns());
+            }
+        }
+        // What the footer says of the rows need not be so in a damaged file.
+        if columns.len() == positions.len() && columns.iter().all(|column| column.len() == 1) {
+            Ok(columns)
+        } else {
+            Err(RecordsError::Undecodable {
+                path: self.path.clone(),
+                row: 0,
+            })
+        }
+    }
+
+    /// Starts the decoder on the columns at positions `roots`.
+    fn start(
+        &self,
+        metadata: impl FnOnce() -> Result<ArrowReaderMetadata, ParquetError>,
+        roots: Vec<usize>,
+        rows: Option<(Vec<usize>, RowSelection)>,
+        batch_rows: usize,
+        first_row: u64,
+    ) -> Result<Batches, RecordsError> {
         let reader = guard(|| {
-            let metadata = ArrowReaderMetadata::try_new(self.metadata.metadata().clone(), options)?;
+            let metadata = metadata()?;
             let mask = ProjectionMask::roots(metadata.parquet_schema(), roots);
-            let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata)
+            let source = self.source.clone();
+            let mut builder = ParquetRecordBatchReaderBuilder::new_with_metadata(source, metadata)
                 .with_projection(mask)
                 .with_batch_size(batch_rows.max(1));
             if let Some((groups, selection)) = rows {
@@ -308,13 +351,53 @@ impl Table {
             }
             builder.build()
         })
-        .ok_or_else(undecodable)?
-        .map_err(parquet)?;
+        .ok_or_else(|| RecordsError::Undecodable {
+            path: self.path.clone(),
+            row: first_row,
+        })?
+        .map_err(|source| RecordsError::Parquet {
+            path: self.path.clone(),
+            source,
+        })?;
         Ok(Batches {
             path: self.path.clone(),
             reader: Some(reader),
             next_row: first_row,
         })
+    }
+}
+
+/// Where the bytes of a table are.
+#[derive(Clone)]
+enum Source {
+    File(Arc<File>),
+    Memory(Bytes),
+}
+
+impl Length for Source {
+    fn len(&self) -> u64 {
+        match self {
+            Source::File(file) => Length::len(&**file),
+            Source::Memory(bytes) => Length::len(bytes),
+        }
+    }
+}
+
+impl ChunkReader for Source {
+    type T = Box<dyn Read + Send>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        Ok(match self {
+            Source::File(file) => Box::new(file.get_read(start)?),
+            Source::Memory(bytes) => Box::new(bytes.get_read(start)?),
+        })
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        match self {
+            Source::File(file) => file.get_bytes(start, length),
+            Source::Memory(bytes) => bytes.get_bytes(start, length),
+        }
     }
 }
 

@@ -15,10 +15,12 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
 use crate::error::RecordsError;
-use crate::files::{PendingFile, write_whole};
+use crate::files::{PendingFile, parquet_files, write_whole};
+use crate::item::{ItemPath, Modality, path_columns, path_problem};
 use crate::labels::{Label, LabelKind, LabelValue, SurvivalLabel};
 use crate::metadata::{CODES_FILE, CodeEntry, DATASET_FILE, SPLITS_FILE};
 use crate::patient::{Patient, Split};
+use crate::table::Table;
 
 /// Rows gathered before they are handed to the Parquet writer.
 const BATCH_ROWS: usize = 16 * 1024;
@@ -30,6 +32,9 @@ pub struct ShardOptions {
     pub row_group_rows: usize,
     /// Whether the column `site` is written.
     pub sites: bool,
+    /// Modalities whose path columns are written, met or not; [`write_shard`] adds those that its
+    /// patients have.
+    pub items: &'static [Modality],
 }
 
 impl Default for ShardOptions {
@@ -37,6 +42,7 @@ impl Default for ShardOptions {
         ShardOptions {
             row_group_rows: 128 * 1024,
             sites: true,
+            items: &[],
         }
     }
 }
@@ -52,10 +58,20 @@ pub struct ShardWriter {
     numeric_value: Float32Builder,
     text_value: LargeStringBuilder,
     site: StringBuilder,
+    paths: Vec<(Modality, StringBuilder)>,
 }
 
 impl ShardWriter {
     pub fn create(path: &Path, options: ShardOptions) -> Result<ShardWriter, RecordsError> {
+        ShardWriter::with_items(path, options, options.items)
+    }
+
+    /// As `create`, with path columns for `items` and no others.
+    fn with_items(
+        path: &Path,
+        options: ShardOptions,
+        items: &[Modality],
+    ) -> Result<ShardWriter, RecordsError> {
         let mut fields = vec![
             Field::new("subject_id", DataType::Int64, false),
             Field::new("time", timestamp(), true),
@@ -65,6 +81,11 @@ impl ShardWriter {
         ];
         if options.sites {
             fields.push(Field::new("site", DataType::Utf8, true));
+        }
+        let mut paths = Vec::new();
+        for (modality, column) in path_columns().filter(|(modality, _)| items.contains(modality)) {
+            fields.push(Field::new(column, DataType::Utf8, true));
+            paths.push((modality, StringBuilder::new()));
         }
         Ok(ShardWriter {
             table: TableWriter::create(path, fields, options.row_group_rows)?,
@@ -76,12 +97,19 @@ impl ShardWriter {
             numeric_value: Float32Builder::new(),
             text_value: LargeStringBuilder::new(),
             site: StringBuilder::new(),
+            paths,
         })
     }
 
     /// Appends a patient's events in their order. That order, and that a subject comes once, is
     /// the caller's to see to.
+    ///
+    /// # Errors
+    /// When an item has no column in this shard, or the reader would refuse its path.
     pub fn write(&mut self, patient: &Patient) -> Result<(), RecordsError> {
+        for event in &patient.events {
+            self.check_items(event.items.as_deref().unwrap_or_default())?;
+        }
         for event in &patient.events {
             self.subject_id.append_value(patient.subject_id);
             self.time.append_option(event.time_us);
@@ -89,6 +117,11 @@ impl ShardWriter {
             self.numeric_value.append_option(event.numeric_value);
             self.text_value.append_option(event.text_value.as_deref());
             self.site.append_option(event.site.as_deref());
+            let items = event.items.as_deref().unwrap_or_default();
+            for (modality, paths) in &mut self.paths {
+                let item = items.iter().find(|item| item.modality == *modality);
+                paths.append_option(item.map(|item| &*item.path));
+            }
         }
         self.rows += patient.events.len();
         if self.rows >= BATCH_ROWS {
@@ -101,6 +134,43 @@ impl ShardWriter {
     pub fn finish(mut self) -> Result<(), RecordsError> {
         self.flush()?;
         self.table.finish()
+    }
+
+    /// Whether a row can hold these items and the reader would give them back.
+    fn check_items(&self, items: &[ItemPath]) -> Result<(), RecordsError> {
+        let refuse = |reason: String| {
+            Err(RecordsError::Write {
+                path: self.table.path.clone(),
+                reason,
+            })
+        };
+        for (position, item) in items.iter().enumerate() {
+            let name = item.modality.name();
+            if self.paths.iter().all(|(other, _)| *other != item.modality) {
+                return refuse(match item.modality.column() {
+                    None => format!("a `{name}` item is made of rows and has no path"),
+                    Some(column) => format!(
+                        "a row has a path for `{column}`, which this shard was created without; \
+                         name the modality in `ShardOptions::items`"
+                    ),
+                });
+            }
+            if items[..position]
+                .iter()
+                .any(|other| other.modality == item.modality)
+            {
+                return refuse(format!(
+                    "a row has two `{name}` items and room for one; give each a row of its own"
+                ));
+            }
+            if item.path.is_empty() {
+                return refuse(format!("the path of a `{name}` item is empty"));
+            }
+            if let Some(problem) = path_problem(&item.path) {
+                return refuse(format!("the path of a `{name}` item {problem}"));
+            }
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<(), RecordsError> {
@@ -116,17 +186,32 @@ impl ShardWriter {
         if self.options.sites {
             columns.push(Arc::new(sites));
         }
+        for (_, paths) in &mut self.paths {
+            columns.push(Arc::new(paths.finish()));
+        }
         self.table.write(columns)
     }
 }
 
-/// Writes all of a shard.
+/// Writes all of a shard, with the path columns of the modalities that any event has items of.
 pub fn write_shard<'a>(
     path: &Path,
     patients: impl IntoIterator<Item = &'a Patient>,
     options: ShardOptions,
 ) -> Result<(), RecordsError> {
-    let mut writer = ShardWriter::create(path, options)?;
+    let patients: Vec<&Patient> = patients.into_iter().collect();
+    let mut items = options.items.to_vec();
+    let found = patients
+        .iter()
+        .flat_map(|patient| &patient.events)
+        .filter_map(|event| event.items.as_deref())
+        .flatten();
+    for item in found {
+        if !items.contains(&item.modality) {
+            items.push(item.modality);
+        }
+    }
+    let mut writer = ShardWriter::with_items(path, options, &items)?;
     for patient in patients {
         writer.write(patient)?;
     }
@@ -265,18 +350,57 @@ pub fn write_codes<'a>(
     )
 }
 
-/// Writes `metadata/dataset.json` of a cohort.
+/// Writes `metadata/dataset.json` of a cohort. Path columns of the shards that are written by then
+/// are added to its `additional_value_modality_columns`.
 pub fn write_dataset(
     cohort: &Path,
     dataset: &serde_json::Map<String, serde_json::Value>,
 ) -> Result<(), RecordsError> {
+    const KEY: &str = "additional_value_modality_columns";
     let path = cohort.join(DATASET_FILE);
-    let mut bytes = serde_json::to_vec_pretty(dataset).map_err(|source| RecordsError::Json {
+    let mut dataset = dataset.clone();
+    let columns = written_path_columns(cohort)?;
+    if !columns.is_empty() {
+        let named = dataset
+            .entry(KEY)
+            .or_insert_with(|| serde_json::Value::Array(Vec::new()));
+        let Some(named) = named.as_array_mut() else {
+            return Err(RecordsError::JsonShape {
+                path,
+                key: KEY.to_string(),
+                expected: "a list of strings",
+            });
+        };
+        for column in columns {
+            if !named.iter().any(|name| name == column) {
+                named.push(column.into());
+            }
+        }
+    }
+    let mut bytes = serde_json::to_vec_pretty(&dataset).map_err(|source| RecordsError::Json {
         path: path.clone(),
         source,
     })?;
     bytes.push(b'\n');
     write_whole(&path, &bytes)
+}
+
+/// The path columns that any shard of a cohort has.
+fn written_path_columns(cohort: &Path) -> Result<Vec<&'static str>, RecordsError> {
+    let data = cohort.join("data");
+    if !data.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for file in parquet_files(&data)? {
+        let table = Table::open(&file)?;
+        for (_, column) in path_columns() {
+            if table.field(column).is_some() && !found.contains(&column) {
+                found.push(column);
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn timestamp() -> DataType {
@@ -303,7 +427,7 @@ fn write_table(
     table.finish()
 }
 
-struct TableWriter {
+pub(crate) struct TableWriter {
     path: PathBuf,
     schema: SchemaRef,
     writer: ArrowWriter<File>,
@@ -311,7 +435,7 @@ struct TableWriter {
 }
 
 impl TableWriter {
-    fn create(
+    pub(crate) fn create(
         path: &Path,
         fields: Vec<Field>,
         row_group_rows: usize,
@@ -332,7 +456,7 @@ impl TableWriter {
         })
     }
 
-    fn write(&mut self, columns: Vec<ArrayRef>) -> Result<(), RecordsError> {
+    pub(crate) fn write(&mut self, columns: Vec<ArrayRef>) -> Result<(), RecordsError> {
         let batch = RecordBatch::try_new(self.schema.clone(), columns)
             .map_err(|error| failed(&self.path, &error))?;
         self.writer
@@ -340,7 +464,7 @@ impl TableWriter {
             .map_err(|error| failed(&self.path, &error))
     }
 
-    fn finish(self) -> Result<(), RecordsError> {
+    pub(crate) fn finish(self) -> Result<(), RecordsError> {
         self.writer
             .close()
             .map_err(|error| failed(&self.path, &error))?;

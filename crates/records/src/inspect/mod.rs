@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::cohort::Cohort;
 use crate::error::RecordsError;
+use crate::item::{Modality, path_columns};
 use crate::labels::{LabelKind, Labels, SurvivalLabels};
 use crate::patient::Split;
 use crate::table::{DATA_COLUMNS, Table, type_name};
@@ -60,6 +61,8 @@ pub struct Inspection {
     pub site_column: Option<String>,
     /// Most events first; the site `None` stands for rows without one.
     pub sites: Vec<SiteSummary>,
+    /// Files that rows point to, by modality; empty without any.
+    pub items: Vec<ItemSummary>,
     pub codes: CodeSummary,
     pub splits: Vec<SplitSummary>,
     pub labels: Vec<TaskSummary>,
@@ -84,6 +87,18 @@ pub struct Distribution {
 pub struct SiteSummary {
     pub site: Option<String>,
     pub events: u64,
+    pub patients: u64,
+}
+
+/// The items of one modality.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ItemSummary {
+    pub modality: Modality,
+    /// The column that holds their paths.
+    pub column: &'static str,
+    /// Rows with a path; whether the files are there is for [`validate`](crate::validate) to say.
+    pub items: u64,
+    /// Patients with at least one.
     pub patients: u64,
 }
 
@@ -254,6 +269,17 @@ pub fn inspect(cohort: &Cohort, options: &InspectOptions) -> Result<Inspection, 
         } else {
             Vec::new()
         },
+        items: path_columns()
+            .filter_map(|(modality, column)| {
+                let counts = tally.items.get(&modality)?;
+                Some(ItemSummary {
+                    modality,
+                    column,
+                    items: counts.events,
+                    patients: counts.patients,
+                })
+            })
+            .collect(),
         codes,
         splits: summarise_splits(cohort, missingness.patients_without_split),
         labels: tasks(&cohort.path().join("labels"))?

@@ -1,13 +1,14 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::{DAYS_PER_YEAR, Missingness};
 use crate::cohort::{Chunk, Cohort};
 use crate::error::RecordsError;
+use crate::item::Modality;
 use crate::patient::{BIRTH_CODE, Patient};
 use crate::time::MICROSECONDS_PER_DAY;
 
-/// Counts of one code or site.
+/// Counts of one code, site or modality.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Counts {
     pub(super) events: u64,
@@ -39,6 +40,8 @@ impl Counts {
 pub(super) struct Tally {
     pub(super) codes: HashMap<Arc<str>, Counts>,
     pub(super) sites: HashMap<Option<Arc<str>>, Counts>,
+    /// Items of each modality.
+    pub(super) items: BTreeMap<Modality, Counts>,
     pub(super) events_per_patient: Vec<u32>,
     pub(super) span_years: Vec<f64>,
     pub(super) first_time: Option<i64>,
@@ -56,6 +59,9 @@ impl Tally {
         }
         for (site, counts) in other.sites {
             self.sites.entry(site).or_default().merge(&counts);
+        }
+        for (modality, counts) in other.items {
+            self.items.entry(modality).or_default().merge(&counts);
         }
         self.events_per_patient.extend(other.events_per_patient);
         self.span_years.extend(other.span_years);
@@ -100,6 +106,9 @@ impl Tally {
             code.with_number += u64::from(!number_missing);
             code.with_text += u64::from(!text_missing);
             counts.site(event.site.as_ref()).add(number);
+            for item in event.items.as_deref().unwrap_or_default() {
+                self.items.entry(item.modality).or_default().add(number);
+            }
         }
         missing.patients_without_birth += u64::from(!has_birth);
         missing.patients_without_timed_events += u64::from(first.is_none() && !has_birth);

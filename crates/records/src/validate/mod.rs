@@ -1,5 +1,6 @@
 //! Every rule of MEDS 0.4, checked over a whole cohort; all findings, not only the first.
 
+mod items;
 mod labels;
 mod metadata;
 
@@ -17,11 +18,12 @@ use crate::metadata::value_at;
 use crate::rules::{Findings, Rule, ValidationReport};
 use crate::table::{Column, DATA_COLUMNS, Decode, Kind, Table, type_name};
 use crate::values::{SharedStrings, float32, int64, timestamps};
+use items::ItemChecks;
 
 const BATCH_ROWS: usize = 8192;
 
-/// Checks a folder against each rule of MEDS 0.4 (and its survival sidecars), all of it: a rule
-/// broken does not keep the others from being checked. Nothing is held of the events; a subject
+/// Checks a folder against each rule of MEDS 0.4 (and its path columns and survival sidecars), all
+/// of it: a rule broken does not keep the others from being checked. Nothing is held of the events; a subject
 /// costs 24 bytes.
 pub fn validate(cohort: &Path) -> ValidationReport {
     let mut findings = Findings::new(cohort);
@@ -148,7 +150,8 @@ fn scan_shard(cohort: &Path, file: &Path) -> ShardScan {
         .filter(|name| DATA_COLUMNS.iter().all(|column| column.name != name))
         .collect();
     readable.extend(names.iter().map(|name| (name.as_str(), Decode::Plain)));
-    if let Err(error) = scan_rows(&table, &readable, &mut scan) {
+    let items = ItemChecks::of(cohort, &table, &mut scan.findings);
+    if let Err(error) = scan_rows(&table, &readable, &items, &mut scan) {
         add_error(&mut scan.findings, Rule::FileReadable, file, &error);
     }
     scan
@@ -157,6 +160,7 @@ fn scan_shard(cohort: &Path, file: &Path) -> ShardScan {
 fn scan_rows(
     table: &Table,
     columns: &[(&str, Decode)],
+    items: &ItemChecks<'_>,
     scan: &mut ShardScan,
 ) -> Result<(), RecordsError> {
     let has = |name: &str| columns.iter().any(|(column, _)| *column == name);
@@ -173,6 +177,7 @@ fn scan_rows(
         let times = timestamps(&batch, "time").filter(|_| has_times);
         let numbers = float32(&batch, "numeric_value");
         codes.load(&batch, "code");
+        items.check(&batch, scan.rows, &mut scan.findings);
         for position in 0..batch.num_rows() {
             let row = scan.rows;
             scan.rows += 1;

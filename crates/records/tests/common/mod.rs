@@ -82,6 +82,7 @@ pub fn event(time_us: Option<i64>, code: &str) -> Event {
         numeric_value: None,
         text_value: None,
         site: None,
+        items: None,
     }
 }
 
