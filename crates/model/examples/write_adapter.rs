@@ -68,6 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 length: SEQ,
             })
             .collect(),
+        soft: None,
     };
     let logits = match head {
         HeadOptions::CausalLm => model.logits(&input, Mode::Infer).inner().into_data(),

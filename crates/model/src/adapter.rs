@@ -13,6 +13,7 @@ use crate::adapter_config::AdapterConfig;
 use crate::architecture::TaskClass;
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
+use crate::fusion::FusionOptions;
 use crate::head::{self, HeadOptions, Pooling, Problem};
 use crate::lora::{LoraOptions, Plan};
 use crate::model::{Model, ModelOptions};
@@ -30,11 +31,13 @@ const OUTPUT_WEIGHT: &str = "base_model.model.lm_head.base_layer.weight";
 /// Keys of `adapter_model.safetensors` begin with this.
 const PEFT_PREFIX: &str = "base_model.model.";
 
-/// `calor.json`: what an adapter's head is.
+/// `calor.json`: what an adapter's head is, and what reads modality items.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct OwnConfig {
     format: u32,
     head: HeadOptions,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fusion: Option<FusionOptions>,
 }
 
 impl Model {
@@ -42,6 +45,9 @@ impl Model {
     ///
     /// A sequence classifier of PEFT's does not say what its logits mean: one logit is taken for
     /// regression and several for classes, as Transformers does.
+    ///
+    /// Pretrained towers of modality items are read from where `calor.json` says they were in
+    /// training; where they have moved, use [`Model::load`] and [`Model::load_adapter`].
     ///
     /// # Errors
     /// A folder that does not fit the checkpoint: every missing, unused or misshapen tensor is
@@ -54,13 +60,14 @@ impl Model {
     ) -> Result<Model, ModelError> {
         let adapter = AdapterConfig::read(adapter_dir)?;
         let weights = TensorFile::open(&adapter_dir.join(WEIGHTS))?;
-        let head = match read_own(adapter_dir)? {
-            Some(own) => own.head,
-            None => stored_head(&adapter, &weights, checkpoint)?,
+        let (head, fusion) = match read_own(adapter_dir)? {
+            Some(own) => (own.head, own.fusion),
+            None => (stored_head(&adapter, &weights, checkpoint)?, None),
         };
         let options = ModelOptions {
             lora: adapter.lora.clone(),
             head,
+            fusion,
             seed: 0,
             dtype,
         };
@@ -91,8 +98,8 @@ impl Model {
     /// Replaces everything trained by what an adapter folder holds.
     ///
     /// # Errors
-    /// When the folder's adapter is another than the model's: other modules, ranks, scaling or
-    /// head; every missing, unused or misshapen tensor is named.
+    /// When the folder's adapter is another than the model's: other modules, ranks, scaling, head or
+    /// streams of modality items; every missing, unused or misshapen tensor is named.
     pub fn load_adapter(&mut self, adapter_dir: &Path) -> Result<(), ModelError> {
         let adapter = AdapterConfig::read(adapter_dir)?;
         let differs = |message: String| ModelError::Config {
@@ -123,12 +130,22 @@ impl Model {
                 )));
             }
         }
-        if let Some(own) = read_own(adapter_dir)?
-            && own.head != self.options.head
-        {
-            return Err(differs(format!(
-                "{OWN_CONFIG} beside it describes another head than the model's"
-            )));
+        if let Some(own) = read_own(adapter_dir)? {
+            if own.head != self.options.head {
+                return Err(differs(format!(
+                    "{OWN_CONFIG} beside it describes another head than the model's"
+                )));
+            }
+            let same = match (&own.fusion, &self.options.fusion) {
+                (Some(theirs), Some(ours)) => theirs.same_tensors(ours),
+                (theirs, ours) => theirs == ours,
+            };
+            if !same {
+                return Err(differs(format!(
+                    "{OWN_CONFIG} beside it describes other streams of modality items than the \
+                     model's"
+                )));
+            }
         }
         let weights = TensorFile::open(&adapter_dir.join(WEIGHTS))?;
         self.read_adapter(adapter_dir, &weights)
@@ -166,10 +183,11 @@ impl Model {
             .partition(|(name, _)| name.starts_with(PEFT_PREFIX));
         std::fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
         write(&dir.join(WEIGHTS), &serialize(dir, peft)?)?;
-        if self.options.head.labels() > 0 {
+        if self.options.head.labels() > 0 || self.options.fusion.is_some() {
             let config = OwnConfig {
                 format: OWN_FORMAT,
                 head: self.options.head,
+                fusion: self.options.fusion.clone(),
             };
             let path = dir.join(OWN_CONFIG);
             let text =

@@ -20,6 +20,7 @@ pub(crate) enum TaskClass {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Linear,
+    Convolution,
     Embedding,
     Norm,
 }
@@ -30,13 +31,13 @@ pub(crate) struct ModuleSpec {
     /// Path without the class's prefix for backbone modules; as it is for heads.
     pub path: String,
     pub role: Role,
-    /// Linear `[out, in]`, embedding `[entries, width]`, norm `[width]`.
+    /// Linear `[out, in]`, convolution `[out, in, …]`, embedding `[entries, width]`, norm `[width]`.
     pub shape: Vec<usize>,
     pub bias: bool,
 }
 
 impl ModuleSpec {
-    fn linear(path: String, output: usize, input: usize, bias: bool) -> ModuleSpec {
+    pub fn linear(path: String, output: usize, input: usize, bias: bool) -> ModuleSpec {
         ModuleSpec {
             path,
             role: Role::Linear,
@@ -45,7 +46,7 @@ impl ModuleSpec {
         }
     }
 
-    fn embedding(path: &str, entries: usize, width: usize) -> ModuleSpec {
+    pub fn embedding(path: &str, entries: usize, width: usize) -> ModuleSpec {
         ModuleSpec {
             path: path.to_owned(),
             role: Role::Embedding,
@@ -54,7 +55,7 @@ impl ModuleSpec {
         }
     }
 
-    fn norm(path: String, width: usize, bias: bool) -> ModuleSpec {
+    pub fn norm(path: String, width: usize, bias: bool) -> ModuleSpec {
         ModuleSpec {
             path,
             role: Role::Norm,

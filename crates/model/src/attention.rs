@@ -9,7 +9,7 @@ use crate::linear::Linear;
 use crate::norm::RmsNorm;
 use crate::parameter::Visit;
 use crate::rope::Angles;
-use crate::run::Run;
+use crate::run::{Mode, Run};
 
 /// What padding sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,22 @@ impl Attention {
     /// `run` selects: what follows attention is per token, so a last layer need not compute the
     /// others.
     pub fn forward(&self, input: Tensor<3>, angles: Option<&Angles>, run: &Run) -> Tensor<3> {
-        let mode = run.mode;
+        let segments = run.input.segments.clone();
+        let context = self.context(input, angles, segments, run.masking, run.mode);
+        self.output.forward(run.select(context), run.mode)
+    }
+
+    /// What every token gathers, before the output layer: `[batch, seq, heads · head_dim]`.
+    ///
+    /// `segments` is `[batch, seq]`, as the kernel reads it.
+    pub fn context(
+        &self,
+        input: Tensor<3>,
+        angles: Option<&Angles>,
+        segments: Tensor<2, Int>,
+        masking: Masking,
+        mode: Mode,
+    ) -> Tensor<3> {
         let [batch, seq, _] = input.dims();
         let split = |tensor: Tensor<3>, heads| -> Tensor<4> {
             tensor.reshape([batch, seq, heads, self.head_dim])
@@ -56,15 +71,13 @@ impl Attention {
             query = calor_kernels::rotary(query, angles.cos.clone(), angles.sin.clone());
             key = calor_kernels::rotary(key, angles.cos.clone(), angles.sin.clone());
         }
-        let segments = run.input.segments.clone();
-        let context = match run.masking {
+        let context = match masking {
             Masking::Segments => {
                 calor_kernels::attention(query, key, value, segments, &self.options)
             }
             Masking::Transformers => padded_attention(query, key, value, segments, &self.options),
         };
-        let context = context.reshape([batch, seq, self.heads * self.head_dim]);
-        self.output.forward(run.select(context), mode)
+        context.reshape([batch, seq, self.heads * self.head_dim])
     }
 
     /// In the order of the Transformers class, norms last.

@@ -3,8 +3,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use crate::architecture::{ModuleSpec, TaskClass};
-use crate::checkpoint::Checkpoint;
+use crate::architecture::ModuleSpec;
 use crate::error::ModelError;
 use crate::linear::{Linear, LowRank};
 use crate::lora::{Pair, Plan};
@@ -12,10 +11,14 @@ use crate::matching;
 use crate::norm::{LayerNorm, RmsNorm};
 use crate::parameter::{Parameter, ParameterKind};
 use crate::random::Stream;
+use crate::stored::Stored;
 
 pub(crate) struct Builder<'a> {
-    pub checkpoint: &'a Checkpoint,
-    pub class: TaskClass,
+    pub stored: &'a Stored,
+    /// What stands before the stored names in the paths of the Transformers class.
+    pub prefix: &'static str,
+    /// Standard deviation of weights that the checkpoint lacks.
+    pub initializer_range: f64,
     pub plan: Plan,
     pub modules_to_save: Vec<String>,
     pub dtype: DType,
@@ -28,9 +31,9 @@ impl Builder<'_> {
     pub fn linear(&self, name: &str, bias: bool) -> Result<Linear, ModelError> {
         let path = self.path(name);
         Ok(Linear {
-            weight: self.stored(name, &path, "weight")?,
+            weight: self.read(name, &path, "weight")?,
             bias: match bias {
-                true => Some(self.stored(name, &path, "bias")?),
+                true => Some(self.read(name, &path, "bias")?),
                 false => None,
             },
             lora: None,
@@ -38,9 +41,43 @@ impl Builder<'_> {
         .with_pair(self, &path))
     }
 
+    /// A convolution as the linear layer it is on unfolded input: its weight of `R` dimensions
+    /// `[out, in, …]` becomes `[out, in · …]`, `shape`.
+    pub fn convolution<const R: usize>(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        bias: bool,
+    ) -> Result<Linear, ModelError> {
+        let path = self.path(name);
+        Ok(Linear {
+            weight: self.read_as(name, &path, "weight", |weight: Tensor<R>| {
+                weight.reshape(shape)
+            })?,
+            bias: match bias {
+                true => Some(self.read(name, &path, "bias")?),
+                false => None,
+            },
+            lora: None,
+        })
+    }
+
+    /// A tensor of `R` dimensions that is no module's weight or bias, such as a class token.
+    pub fn loose<const R: usize, const D: usize>(
+        &self,
+        module: &str,
+        tensor: &str,
+        shape: [usize; D],
+    ) -> Result<Parameter<D>, ModelError> {
+        let path = self.path(module);
+        self.read_as(module, &path, tensor, |value: Tensor<R>| {
+            value.reshape(shape)
+        })
+    }
+
     /// As [`Builder::linear`]; drawn as Transformers does where the checkpoint lacks it.
     pub fn linear_or_new(&self, spec: &ModuleSpec) -> Result<Linear, ModelError> {
-        if spec.tensors().all(|(name, _)| self.checkpoint.has(&name)) {
+        if spec.tensors().all(|(name, _)| self.stored.has(&name)) {
             return self.linear(&spec.path, spec.bias);
         }
         let path = self.path(&spec.path);
@@ -51,8 +88,8 @@ impl Builder<'_> {
     pub fn head(&self, spec: &ModuleSpec, kind: ParameterKind) -> Result<Linear, ModelError> {
         let fits = spec
             .tensors()
-            .all(|(name, shape)| self.checkpoint.shape(&name) == Some(&shape));
-        if !fits || kind == ParameterKind::Own {
+            .all(|(name, shape)| self.stored.shape(&name) == Some(&shape));
+        if !fits || matches!(kind, ParameterKind::Own(_)) {
             return Ok(self.drawn(spec, &spec.path, kind));
         }
         fn read<const D: usize>(
@@ -60,9 +97,7 @@ impl Builder<'_> {
             name: String,
             kind: ParameterKind,
         ) -> Result<Parameter<D>, ModelError> {
-            let value = builder
-                .checkpoint
-                .tensor(&name, DType::F32, builder.device)?;
+            let value = builder.stored.tensor(&name, DType::F32, builder.device)?;
             Ok(Parameter::new(name, value, kind))
         }
         Ok(Linear {
@@ -76,12 +111,12 @@ impl Builder<'_> {
     }
 
     pub fn embedding(&self, name: &str) -> Result<Parameter<2>, ModelError> {
-        self.stored(name, &self.path(name), "weight")
+        self.read(name, &self.path(name), "weight")
     }
 
     pub fn rms_norm(&self, name: &str, epsilon: f64) -> Result<RmsNorm, ModelError> {
         Ok(RmsNorm {
-            weight: self.stored(name, &self.path(name), "weight")?,
+            weight: self.read(name, &self.path(name), "weight")?,
             epsilon,
         })
     }
@@ -89,8 +124,8 @@ impl Builder<'_> {
     pub fn layer_norm(&self, name: &str, epsilon: f64) -> Result<LayerNorm, ModelError> {
         let path = self.path(name);
         Ok(LayerNorm {
-            weight: self.stored(name, &path, "weight")?,
-            bias: self.stored(name, &path, "bias")?,
+            weight: self.read(name, &path, "weight")?,
+            bias: self.read(name, &path, "bias")?,
             epsilon,
         })
     }
@@ -101,7 +136,7 @@ impl Builder<'_> {
         let name = "lm_head";
         let kind = self.kind(name);
         let (weight, tied) = match embedding {
-            None => (self.stored(name, name, "weight")?, false),
+            None => (self.read(name, name, "weight")?, false),
             Some(embedding) => {
                 // PEFT trains a copy of whichever of the two `modules_to_save` names.
                 let tied = kind == ParameterKind::Frozen && embedding.kind == ParameterKind::Frozen;
@@ -120,8 +155,7 @@ impl Builder<'_> {
 
     /// Path in the Transformers class.
     fn path(&self, name: &str) -> String {
-        let prefix = self.class.prefix(self.checkpoint.config().model_type);
-        format!("{prefix}{name}")
+        format!("{}{name}", self.prefix)
     }
 
     fn kind(&self, path: &str) -> ParameterKind {
@@ -132,11 +166,22 @@ impl Builder<'_> {
         }
     }
 
-    fn stored<const D: usize>(
+    fn read<const D: usize>(
         &self,
         name: &str,
         path: &str,
         tensor: &str,
+    ) -> Result<Parameter<D>, ModelError> {
+        self.read_as(name, path, tensor, |value: Tensor<D>| value)
+    }
+
+    /// Reads a tensor of `R` dimensions and gives it another shape.
+    fn read_as<const R: usize, const D: usize>(
+        &self,
+        name: &str,
+        path: &str,
+        tensor: &str,
+        shaped: impl FnOnce(Tensor<R>) -> Tensor<D>,
     ) -> Result<Parameter<D>, ModelError> {
         let kind = self.kind(path);
         // What is trained is kept in f32: small updates vanish in half precision.
@@ -145,14 +190,18 @@ impl Builder<'_> {
             _ => DType::F32,
         };
         let value = self
-            .checkpoint
+            .stored
             .tensor(&format!("{name}.{tensor}"), dtype, self.device)?;
-        Ok(Parameter::new(format!("{path}.{tensor}"), value, kind))
+        Ok(Parameter::new(
+            format!("{path}.{tensor}"),
+            shaped(value),
+            kind,
+        ))
     }
 
     /// New weights as Transformers draws them: normal with `initializer_range`, biases zero.
     fn drawn(&self, spec: &ModuleSpec, path: &str, kind: ParameterKind) -> Linear {
-        let deviation = self.checkpoint.config().initializer_range;
+        let deviation = self.initializer_range;
         let shape = [spec.shape[0], spec.shape[1]];
         let weight = format!("{path}.weight");
         let values = Stream::new(self.seed, &weight).normal(spec.shape.iter().product(), deviation);

@@ -5,10 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::{Map, Value};
 
-use crate::config_file::Keys;
 use crate::error::ModelError;
+use crate::keys::{Keys, read_object};
 
 /// Which of the two model families a checkpoint belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -107,6 +106,8 @@ pub(crate) enum Activation {
     Gelu,
     /// The tanh approximation.
     GeluTanh,
+    /// `x · sigmoid(1.702 x)`.
+    QuickGelu,
     Relu,
 }
 
@@ -114,13 +115,7 @@ impl ModelConfig {
     /// Reads `config.json` of a checkpoint folder.
     pub fn read(dir: &Path) -> Result<ModelConfig, ModelError> {
         let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
-        let object: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|source| ModelError::Json {
-                path: path.clone(),
-                source,
-            })?;
-        Keys::new(&path, &object).model()
+        Keys::new(&path, &read_object(&path)?).model()
     }
 
     /// Which family the model belongs to.

@@ -1,7 +1,5 @@
-//! Reading `config.json` key by key, by the rules and defaults of Transformers' configuration
-//! classes.
-
-use std::path::Path;
+//! Reading the `config.json` of a language model, by the rules and defaults of Transformers'
+//! configuration classes.
 
 use serde_json::{Map, Value};
 
@@ -9,21 +7,9 @@ use crate::config::{
     Activation, DecoderConfig, EncoderConfig, Kind, ModelConfig, ModelType, RopeScaling,
 };
 use crate::error::ModelError;
+use crate::keys::Keys;
 
-/// The most layers a configuration may ask for; keeps a damaged file from costing memory.
-const LAYERS_MAX: usize = 10_000;
-
-/// `config.json` with errors that name the file and the key.
-pub(crate) struct Keys<'a> {
-    path: &'a Path,
-    object: &'a Map<String, Value>,
-}
-
-impl<'a> Keys<'a> {
-    pub fn new(path: &'a Path, object: &'a Map<String, Value>) -> Keys<'a> {
-        Keys { path, object }
-    }
-
+impl Keys<'_> {
     /// The whole configuration, checked.
     pub fn model(&self) -> Result<ModelConfig, ModelError> {
         let model_type = match self.text("model_type")? {
@@ -40,18 +26,10 @@ impl<'a> Keys<'a> {
                 ));
             }
         };
-        if self.get("quantization_config").is_some() {
-            return Err(self.unsupported(
-                "quantization_config",
-                "use the checkpoint's f32, f16 or bf16 version",
-            ));
-        }
+        self.not_quantized()?;
         let hidden = self.required("hidden_size")?;
         let heads = self.required("num_attention_heads")?;
-        let layers = self.required("num_hidden_layers")?;
-        if layers > LAYERS_MAX {
-            return Err(self.unsupported("num_hidden_layers", "at most 10000 layers"));
-        }
+        let layers = self.layers("num_hidden_layers", None)?;
         let encoder = matches!(model_type, ModelType::Bert | ModelType::Roberta);
         let mut config = ModelConfig {
             path: self.path.to_owned(),
@@ -303,26 +281,11 @@ impl<'a> Keys<'a> {
         ) {
             return Err(self.unsupported("position_embedding_type", "only absolute is built"));
         }
-        if !config.hidden.is_multiple_of(config.heads) {
-            return Err(self.config(format!(
-                "`hidden_size` ({}) is not a multiple of `num_attention_heads` ({})",
-                config.hidden, config.heads
-            )));
-        }
-        let activation = match self.text("hidden_act")? {
-            None | Some("gelu" | "gelu_python") => Activation::Gelu,
-            // Four spellings of one formula in Transformers.
-            Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate") => {
-                Activation::GeluTanh
-            }
-            Some("relu") => Activation::Relu,
-            Some(_) => {
-                return Err(self.unsupported(
-                    "hidden_act",
-                    "encoders use gelu, gelu_new, gelu_fast, gelu_pytorch_tanh or relu",
-                ));
-            }
-        };
+        self.head_dim(
+            ("hidden_size", config.hidden),
+            ("num_attention_heads", config.heads),
+        )?;
+        let activation = self.activation("hidden_act", Activation::Gelu)?;
         let position_offset = match (config.model_type, config.pad_token_id) {
             (ModelType::Roberta, Some(padding)) => padding as usize + 1,
             (ModelType::Roberta, None) => {
@@ -338,98 +301,12 @@ impl<'a> Keys<'a> {
             position_offset,
         })
     }
-
-    /// The key's value; `null` counts as absent.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.object.get(key).filter(|value| !value.is_null())
-    }
-
-    fn required(&self, key: &str) -> Result<usize, ModelError> {
-        match self.size(key)? {
-            Some(0) => Err(self.wrong(key, "at least 1")),
-            Some(value) => Ok(value),
-            None => Err(self.config(format!("`{key}` is missing"))),
-        }
-    }
-
-    fn size(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        self.get(key)
-            .map(|value| {
-                value
-                    .as_u64()
-                    .and_then(|value| usize::try_from(value).ok())
-                    .ok_or_else(|| self.wrong(key, "a whole number"))
-            })
-            .transpose()
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
-        self.get(key)
-            .map(|value| value.as_f64().ok_or_else(|| self.wrong(key, "a number")))
-            .transpose()
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
-        self.get(key)
-            .map(|value| {
-                value
-                    .as_bool()
-                    .ok_or_else(|| self.wrong(key, "true or false"))
-            })
-            .transpose()
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&str>, ModelError> {
-        self.get(key)
-            .map(|value| value.as_str().ok_or_else(|| self.wrong(key, "a text")))
-            .transpose()
-    }
-
-    fn texts(&self, key: &str) -> Result<Vec<String>, ModelError> {
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(values)) => values
-                .iter()
-                .map(|value| {
-                    value
-                        .as_str()
-                        .map(str::to_owned)
-                        .ok_or_else(|| self.wrong(key, "a list of texts"))
-                })
-                .collect(),
-            Some(_) => Err(self.wrong(key, "a list of texts")),
-        }
-    }
-
-    fn unsupported(&self, key: &str, supported: &str) -> ModelError {
-        ModelError::Unsupported {
-            path: self.path.to_owned(),
-            key: key.to_owned(),
-            value: match self.object.get(key) {
-                Some(value) => value.to_string(),
-                None => "not given".to_owned(),
-            },
-            supported: supported.to_owned(),
-        }
-    }
-
-    fn wrong(&self, key: &str, expected: &str) -> ModelError {
-        self.config(format!(
-            "`{key}` is {}, expected {expected}",
-            self.object.get(key).unwrap_or(&Value::Null)
-        ))
-    }
-
-    fn config(&self, message: impl Into<String>) -> ModelError {
-        ModelError::Config {
-            path: self.path.to_owned(),
-            message: message.into(),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::config::Family;
 

@@ -118,6 +118,14 @@ pub enum ModelError {
         /// What is wrong and what to do.
         message: String,
     },
+    /// A stream of modality items whose options fit neither the model nor the data.
+    #[error("stream `{stream}`: {message}")]
+    Stream {
+        /// The stream's name.
+        stream: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
     /// A pattern of the adapter's options is not a regular expression.
     #[error("`{pattern}` is not a regular expression: {source}")]
     Pattern {

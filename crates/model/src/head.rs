@@ -8,7 +8,7 @@ use crate::builder::Builder;
 use crate::config::{Family, ModelConfig, ModelType};
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::parameter::{ParameterKind, Visit};
+use crate::parameter::{ParameterGroup, ParameterKind, Visit};
 use crate::run::Mode;
 
 /// What the model predicts.
@@ -167,7 +167,7 @@ impl Classifier {
             };
             return Ok(Classifier {
                 dense: None,
-                output: builder.head(&spec, ParameterKind::Own)?,
+                output: builder.head(&spec, ParameterKind::Own(ParameterGroup::Head))?,
             });
         }
         let mut modules = architecture::classifier(config, labels)

@@ -3,8 +3,9 @@
 //! A [`Checkpoint`] is opened and checked against its architecture before any weight is read, then
 //! becomes a [`Model`] on a device: a frozen backbone of one of two families, decoders (Llama,
 //! SmolLM2, Mistral, Qwen2, Qwen3) and encoders (BERT, MiniLM, RoBERTa), a LoRA adapter that works
-//! on activations, and a head. Adapters are read and written as PEFT does. [`parity`] compares a
-//! model with stored results of Transformers.
+//! on activations, and a head. Images, signals, series, feature vectors and speech join the tokens
+//! as soft tokens, through encoders of their own. Adapters are read and written as PEFT does.
+//! [`parity`] compares a model with stored results of Transformers.
 //!
 //! This crate knows no patients and no files but checkpoints, adapters and references. Hot
 //! operations are `calor-kernels`'.
@@ -22,7 +23,9 @@ mod config_file;
 mod decoder;
 mod encoder;
 mod error;
+mod fusion;
 mod head;
+mod keys;
 mod linear;
 mod lora;
 pub mod loss;
@@ -36,15 +39,25 @@ pub mod parity;
 mod random;
 mod rope;
 mod run;
+mod stored;
+mod towers;
 mod weights;
 
 pub use adapter_config::AdapterConfig;
 pub use checkpoint::Checkpoint;
 pub use config::{Family, ModelConfig, ModelType};
 pub use error::ModelError;
+pub use fusion::{
+    EncoderSpec, FusionOptions, ItemTensors, ModalityKind, OmicsEncoderOptions, PatchOptions,
+    Placement, ResamplerOptions, SeriesOptions, SignalOptions, SoftInput, StreamDemand, StreamSpec,
+};
 pub use head::{HeadOptions, Pooling, Problem};
 pub use lora::{LoraOptions, Targets};
 pub use matching::{Patterned, Patterns};
 pub use model::{Model, ModelOptions, ModelSize};
 pub use parameter::{ParameterGroup, ParameterVisitor};
 pub use run::{Mode, ModelInput, SampleSpan, shifted_targets};
+pub use towers::{
+    ImagePreprocessing, ItemShape, Resize, Tower, TowerCheckpoint, TowerConfig, TowerInput,
+    TowerOptions, TowerType,
+};

@@ -43,6 +43,7 @@ impl Mlp {
         let wide = match self.activation {
             Activation::Gelu => calor_kernels::gelu(wide),
             Activation::GeluTanh => calor_kernels::gelu_tanh(wide),
+            Activation::QuickGelu => wide.clone() * activation::sigmoid(wide * 1.702),
             Activation::Relu => activation::relu(wide),
         };
         self.output.forward(wide, mode)

@@ -13,6 +13,7 @@ use crate::config::{Family, Kind, ModelConfig};
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
 use crate::error::ModelError;
+use crate::fusion::{self, Fusion, FusionOptions};
 use crate::head::{self, Classifier, Head, HeadOptions, Pooling};
 use crate::lora::{LoraOptions, Plan};
 use crate::parameter::{
@@ -27,7 +28,10 @@ pub struct ModelOptions {
     pub lora: Option<LoraOptions>,
     /// What the model predicts.
     pub head: HeadOptions,
-    /// Fixes the new weights: adapter and head.
+    /// The streams of modality items that become soft tokens; without them the model reads tokens
+    /// only.
+    pub fusion: Option<FusionOptions>,
+    /// Fixes the new weights: adapter and head. Those of `fusion` have a seed of their own.
     pub seed: u64,
     /// The frozen weights' type, and that of the activations. What is trained is always f32.
     pub dtype: FloatDType,
@@ -38,6 +42,7 @@ impl Default for ModelOptions {
         ModelOptions {
             lora: None,
             head: HeadOptions::None,
+            fusion: None,
             seed: 0,
             dtype: FloatDType::F32,
         }
@@ -53,6 +58,7 @@ pub struct Model {
     pub(crate) plan: Arc<Plan>,
     pub(crate) modules_to_save: Vec<String>,
     backbone: Backbone,
+    pub(crate) fusion: Option<Fusion>,
     head: Head,
     device: Device,
 }
@@ -75,6 +81,12 @@ pub struct ModelSize {
     pub adapter_parameters: u64,
     /// Trained in full: the head and `modules_to_save`.
     pub head_parameters: u64,
+    /// Frozen weights of the pretrained towers that read modality items.
+    pub tower_parameters: u64,
+    /// Trained in the encoders of modality items, the towers' low-rank pairs included.
+    pub encoder_parameters: u64,
+    /// Resamplers, projectors, type, site and time embeddings, missing tokens.
+    pub projector_parameters: u64,
     /// Width of the hidden states.
     pub hidden: u64,
     /// Width of the attention heads together.
@@ -92,7 +104,8 @@ impl Model {
     /// not `device` has autodiff switched on.
     ///
     /// # Errors
-    /// Options that do not fit the model, an adapter that matches nothing, an unreadable file.
+    /// Options that do not fit the model, an adapter that matches nothing, an unreadable file. What
+    /// the data asks of `fusion` is checked by [`FusionOptions::check`].
     pub fn load(
         checkpoint: &Checkpoint,
         options: &ModelOptions,
@@ -131,10 +144,14 @@ impl Model {
         device: &Device,
     ) -> Result<Model, ModelError> {
         let config = checkpoint.config();
+        if let Some(fusion) = &options.fusion {
+            fusion.check_numbers(config)?;
+        }
         let device = device.clone().inner();
         let builder = Builder {
-            checkpoint,
-            class,
+            stored: &checkpoint.stored,
+            prefix: class.prefix(config.model_type),
+            initializer_range: config.initializer_range,
             plan,
             modules_to_save,
             dtype: DType::from(options.dtype),
@@ -158,6 +175,15 @@ impl Model {
                     with_pooler,
                 )?))
             }
+        };
+        let fusion = match &options.fusion {
+            Some(fusion) => Some(Fusion::new(
+                fusion,
+                backbone.embedding(),
+                options.dtype,
+                &device,
+            )?),
+            None => None,
         };
         let head = match (options.head, &backbone) {
             (HeadOptions::CausalLm, Backbone::Decoder(decoder)) => {
@@ -194,6 +220,7 @@ impl Model {
             plan: Arc::new(plan),
             modules_to_save,
             backbone,
+            fusion,
             head,
             device,
         })
@@ -202,7 +229,8 @@ impl Model {
     /// Logits of a classifier, `[samples, labels]`, f32, in the order of `input.samples`.
     ///
     /// # Panics
-    /// When the model was built without a classifier.
+    /// When the model was built without a classifier, or `input.soft` does not fit it; see
+    /// [`Model::check_soft`].
     pub fn forward(&self, input: &ModelInput, mode: Mode) -> Tensor<2> {
         self.classify(input, mode, Masking::Segments)
     }
@@ -219,12 +247,7 @@ impl Model {
             }
             Pooling::Last | Pooling::Cls => {
                 let selection = Selection::new(input, pooling);
-                let tokens = self.backbone.forward(&Run {
-                    input,
-                    mode,
-                    masking,
-                    selection: Some(&selection),
-                });
+                let tokens = self.run(input, mode, masking, Some(&selection));
                 match &self.backbone {
                     Backbone::Encoder(encoder) => encoder.pool(tokens, mode),
                     Backbone::Decoder(_) => tokens,
@@ -245,11 +268,23 @@ impl Model {
         mode: Mode,
         masking: Masking,
     ) -> Tensor<3> {
+        self.run(input, mode, masking, None)
+    }
+
+    fn run(
+        &self,
+        input: &ModelInput,
+        mode: Mode,
+        masking: Masking,
+        selection: Option<&Selection>,
+    ) -> Tensor<3> {
+        let replacement = self.replacement(input, mode);
         self.backbone.forward(&Run {
             input,
             mode,
             masking,
-            selection: None,
+            selection,
+            replacement: replacement.as_ref(),
         })
     }
 
@@ -325,10 +360,11 @@ impl Model {
         }
     }
 
-    /// Goes through everything that is trained, always in the same order: layers, then the head.
+    /// Goes through everything that is trained, always in the same order: layers, the streams of
+    /// modality items, the head.
     ///
     /// Names are keys of the adapter file: `base_model.model.….lora_A.weight`, or the plain name in
-    /// `calor.safetensors` for a head that PEFT has no place for.
+    /// `calor.safetensors` for what PEFT has no place for.
     pub fn visit_trainable<V: ParameterVisitor>(&mut self, visitor: &mut V) {
         struct Trainable<'a, V>(&'a mut V);
         impl<V: ParameterVisitor> Visit for Trainable<'_, V> {
@@ -337,7 +373,7 @@ impl Model {
                     ParameterKind::Frozen => return,
                     ParameterKind::Adapter => (peft_key(&parameter.name), ParameterGroup::Adapter),
                     ParameterKind::Saved => (peft_key(&parameter.name), ParameterGroup::Head),
-                    ParameterKind::Own => (parameter.name.clone(), ParameterGroup::Head),
+                    ParameterKind::Own(group) => (parameter.name.clone(), group),
                 };
                 self.0.visit(&name, group, &mut parameter.tensor);
             }
@@ -394,14 +430,22 @@ impl Model {
                 let count = parameter.tensor.shape().num_elements() as u64;
                 let embedding = parameter.name.contains("embed");
                 let norm = D == 1;
-                match parameter.kind {
-                    ParameterKind::Adapter => self.size.adapter_parameters += count,
-                    ParameterKind::Own | ParameterKind::Saved => self.size.head_parameters += count,
-                    ParameterKind::Frozen if embedding && !norm => {
-                        self.size.embedding_parameters += count;
+                let size = &mut self.size;
+                *match parameter.kind {
+                    ParameterKind::Adapter | ParameterKind::Own(ParameterGroup::Adapter) => {
+                        &mut size.adapter_parameters
                     }
-                    ParameterKind::Frozen => self.size.base_parameters += count,
-                }
+                    ParameterKind::Saved | ParameterKind::Own(ParameterGroup::Head) => {
+                        &mut size.head_parameters
+                    }
+                    ParameterKind::Own(ParameterGroup::Encoder) => &mut size.encoder_parameters,
+                    ParameterKind::Own(ParameterGroup::Projector) => &mut size.projector_parameters,
+                    ParameterKind::Frozen if parameter.name.starts_with(fusion::PREFIX) => {
+                        &mut size.tower_parameters
+                    }
+                    ParameterKind::Frozen if embedding && !norm => &mut size.embedding_parameters,
+                    ParameterKind::Frozen => &mut size.base_parameters,
+                } += count;
             }
         }
         let mut count = Count {
@@ -410,6 +454,9 @@ impl Model {
                 embedding_parameters: 0,
                 adapter_parameters: 0,
                 head_parameters: 0,
+                tower_parameters: 0,
+                encoder_parameters: 0,
+                projector_parameters: 0,
                 hidden: self.config.hidden as u64,
                 attention_width: self.config.query_width() as u64,
                 layers: self.config.layers as u64,
@@ -429,6 +476,9 @@ impl Model {
             Backbone::Decoder(decoder) => decoder.visit(visitor),
             Backbone::Encoder(encoder) => encoder.visit(visitor),
         }
+        if let Some(fusion) = &mut self.fusion {
+            fusion.visit(visitor);
+        }
         match &mut self.head {
             Head::None => {}
             // The weight was visited as the embedding.
@@ -440,6 +490,14 @@ impl Model {
 }
 
 impl Backbone {
+    /// The token embedding, `[vocab, hidden]`.
+    fn embedding(&self) -> &Tensor<2> {
+        match self {
+            Backbone::Decoder(decoder) => &decoder.embedding.tensor,
+            Backbone::Encoder(encoder) => &encoder.words.tensor,
+        }
+    }
+
     fn forward(&self, run: &Run) -> Tensor<3> {
         match self {
             Backbone::Decoder(decoder) => decoder.forward(run),

@@ -2,13 +2,18 @@
 
 use burn::tensor::Tensor;
 
-/// Whether a trainable tensor belongs to the low-rank adapter or is trained in full.
+/// What a trainable tensor belongs to; each group may have a learning rate of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ParameterGroup {
-    /// `lora_A` and `lora_B`.
+    /// `lora_A` and `lora_B` of the backbone.
     Adapter,
     /// Heads and whatever `modules_to_save` names.
     Head,
+    /// Encoders of modality items: ours in full, of pretrained towers the low-rank pairs.
+    Encoder,
+    /// Between the encoders and the backbone: resamplers, projectors, type, site and time
+    /// embeddings, missing tokens.
+    Projector,
 }
 
 /// Goes through trainable tensors in a fixed order; see
@@ -30,8 +35,8 @@ pub(crate) enum ParameterKind {
     Adapter,
     /// Trained in full and saved under its module's name, PEFT's `modules_to_save`.
     Saved,
-    /// Trained in full; PEFT has no place for it.
-    Own,
+    /// Trained; PEFT has no place for it.
+    Own(ParameterGroup),
 }
 
 /// One tensor of the model under its path in the Transformers class, `.weight` and all.

@@ -273,6 +273,7 @@ impl Reference {
             samples: (0..self.batch)
                 .map(|row| self.pooled_token(row, config))
                 .collect(),
+            soft: None,
         })
     }
 

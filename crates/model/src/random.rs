@@ -8,11 +8,7 @@ pub(crate) struct Stream(u64);
 impl Stream {
     /// The stream that belongs to `name` under `seed`.
     pub fn new(seed: u64, name: &str) -> Stream {
-        // FNV-1a, then mixed with the seed.
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        Stream(mix(seed, hash))
+        Stream(mix(seed, hash(name)))
     }
 
     fn next(&mut self) -> u64 {
@@ -44,6 +40,13 @@ impl Stream {
         values.truncate(count);
         values
     }
+}
+
+/// FNV-1a (Fowler, Noll and Vo 1991) of a name.
+pub(crate) fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// Two numbers into one that depends on every bit of both.

@@ -3,6 +3,7 @@
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use crate::attention::Masking;
+use crate::fusion::{Replacement, SoftInput};
 use crate::head::Pooling;
 use crate::parameter::Parameter;
 use crate::weights::integer_tensor;
@@ -18,6 +19,10 @@ pub struct ModelInput {
     pub segments: Tensor<2, Int>,
     /// Where each sample lies; at least one token each.
     pub samples: Vec<SampleSpan>,
+    /// Modality items and the tokens whose places they take; only where the model was built with
+    /// [`ModelOptions::fusion`](crate::ModelOptions::fusion). What does not fit the model makes
+    /// every pass panic: see [`Model::check_soft`](crate::Model::check_soft).
+    pub soft: Option<SoftInput>,
 }
 
 /// Where a sample lies in a batch.
@@ -51,10 +56,11 @@ pub(crate) struct Run<'a> {
     pub mode: Mode,
     pub masking: Masking,
     pub selection: Option<&'a Selection>,
+    pub replacement: Option<&'a Replacement>,
 }
 
 impl<'a> Run<'a> {
-    /// Rows of the token embedding, `[batch, seq, hidden]`.
+    /// Rows of the token embedding, `[batch, seq, hidden]`, or the soft tokens in their places.
     ///
     /// As in PyTorch, looking up the padding token moves its row by nothing: that matters where the
     /// embedding is trained, or where its gradient is compared.
@@ -74,7 +80,11 @@ impl<'a> Run<'a> {
             }
             _ => rows,
         };
-        rows.reshape([batch, seq, hidden])
+        let embeddings = rows.reshape([batch, seq, hidden]);
+        match self.replacement {
+            Some(replacement) => replacement.apply(embeddings),
+            None => embeddings,
+        }
     }
 
     /// The run of one layer: only the last may leave tokens out.

@@ -2,12 +2,14 @@
 
 #![allow(dead_code)]
 
+pub mod copy;
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use calor_model::{ModelInput, SampleSpan};
 
-/// A folder that `scripts/references/models.py` made.
+/// A folder that `scripts/references/models.py` or `towers.py` made.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures")
@@ -52,6 +54,7 @@ pub fn packed(rows: &[Vec<Vec<i32>>], seq: usize) -> ModelInput {
         positions: integers(positions, shape),
         segments: integers(segments, shape),
         samples,
+        soft: None,
     }
 }
 
