@@ -23,8 +23,8 @@ use calor_records::{
     ShardOptions, ShardWriter, Split, write_codes, write_labels, write_splits,
 };
 use calor_sequence::{
-    BatchPlan, Order, Overlength, PatientTokenizer, PlanOptions, Prefetcher, SequenceOptions,
-    TaskLabels, prepare,
+    BatchPlan, ItemStore, Order, Overlength, PatientTokenizer, PlanOptions, Prefetcher,
+    SequenceOptions, TaskLabels, prepare,
 };
 use serde_json::{Value, json};
 
@@ -330,6 +330,7 @@ fn generate_shard(root: &Path, options: &Options, codes: &[Arc<str>], shard: usi
             numeric_value,
             text_value: None,
             site: Some(site.clone()),
+            items: None,
         };
         events.push(row(None, &sexes[random.below(2) as usize], None, &sites[0]));
         let born = -(random.below(20_000) as i64) * MICROSECONDS_PER_DAY;
@@ -401,8 +402,12 @@ fn epoch(
     let expected = plan.tokens();
     let steps = plan.steps();
     let steps = (0..steps).map(move |step| plan.step(step));
-    let batches = Prefetcher::new(prepared.clone(), steps, tokenizer.pad_id(), 1, 4)?;
-    let tokens: u64 = batches.map(|batch| batch.batch.token_count as u64).sum();
+    let items = Arc::new(ItemStore::none());
+    let batches = Prefetcher::new(prepared.clone(), items, steps, tokenizer.pad_id(), 1, 4)?;
+    let mut tokens = 0;
+    for batch in batches {
+        tokens += batch?.batch.token_count as u64;
+    }
     ensure(tokens == expected, "tokens were lost in collating")?;
     Ok(tokens)
 }

@@ -1,7 +1,8 @@
 //! The cache file: tokens, samples, targets and the report of a preparation, memory-mapped.
 //!
 //! Layout, little-endian: a header of 4,096 bytes, then the tokens (`u32`), the sample records,
-//! the targets (`u32` bits), and the report as JSON, each section at a multiple of 8 bytes. The
+//! the targets (`u32` bits), the records of modality items, their contents (paths, and the values
+//! of series), and the report as JSON, each section at a multiple of 8 bytes. The
 //! header carries the key, the sections' places, a checksum of everything behind it and a checksum
 //! of itself.
 
@@ -17,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 const MAGIC: [u8; 8] = *b"CALORSEQ";
 /// Changes with the layout of the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const BYTE_ORDER: u32 = 0x0102_0304;
 const HEADER_BYTES: u64 = 4096;
 /// The checksum is the hash of the hashes of blocks of this size, so that it is computed while
@@ -43,7 +44,31 @@ pub(crate) struct SampleRecord {
     pub oversized_rows: u32,
     /// 0 none, 1 train, 2 tuning, 3 held out.
     pub split: u32,
+    /// Position of its first item.
+    pub items_start: u64,
+    pub items: u32,
+    /// Items beyond the streams' `max_items`.
+    pub dropped_items: u32,
 }
+
+/// One modality item of a sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct ItemRecord {
+    /// Microseconds since 1970-01-01, [`NO_TIME`] for an item without time.
+    pub time_us: i64,
+    /// Where its content begins: bytes from the start of the section.
+    pub start: u64,
+    /// Bytes of its content; 0 for an item that is missing.
+    pub bytes: u32,
+    pub stream: u32,
+    /// Number of the site from 1; 0 where it is not known.
+    pub site: u32,
+    pub padding: u32,
+}
+
+/// Stands for no time.
+pub(crate) const NO_TIME: i64 = i64::MIN;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -58,6 +83,8 @@ struct Header {
     target_kind: u64,
     records_at: u64,
     targets_at: u64,
+    items_at: u64,
+    contents_at: u64,
     report_at: u64,
     file_bytes: u64,
     contents: [u8; 32],
@@ -127,6 +154,18 @@ impl Cache {
         if !cache.records().iter().all(in_bounds) {
             return unusable("a sample points outside its tokens");
         }
+        let items = cache.all_items();
+        let contents = cache.header.report_at - cache.header.contents_at;
+        let items_in_bounds = cache.records().iter().all(|record| {
+            let end = record.items_start.checked_add(u64::from(record.items));
+            end.is_some_and(|end| end <= items.len() as u64)
+        }) && items.iter().all(|item| {
+            let end = item.start.checked_add(u64::from(item.bytes));
+            end.is_some_and(|end| end <= contents)
+        });
+        if !items_in_bounds {
+            return unusable("an item points outside the file");
+        }
         Ok(Found::Cache(cache))
     }
 
@@ -143,6 +182,21 @@ impl Cache {
         let width = self.header.target_width;
         let start = self.header.targets_at + 4 * width * sample as u64;
         self.section(start, start + 4 * width)
+    }
+
+    pub(crate) fn items(&self, record: &SampleRecord) -> &[ItemRecord] {
+        let start = record.items_start as usize;
+        &self.all_items()[start..start + record.items as usize]
+    }
+
+    /// Bytes of an item's path, or of its values.
+    pub(crate) fn content(&self, item: &ItemRecord) -> &[u8] {
+        let start = self.header.contents_at + item.start;
+        self.section(start, start + u64::from(item.bytes))
+    }
+
+    fn all_items(&self) -> &[ItemRecord] {
+        self.section(self.header.items_at, self.header.contents_at)
     }
 
     pub(crate) fn target_kind(&self) -> u32 {
@@ -198,6 +252,10 @@ pub(crate) struct CacheWriter {
     block_bytes: u64,
     blocks: Vec<u8>,
     tokens: u64,
+    items: Vec<ItemRecord>,
+    /// Contents of items wait here, since their section follows later in the file.
+    contents: Option<(PathBuf, std::io::BufWriter<File>)>,
+    content_bytes: u64,
 }
 
 impl CacheWriter {
@@ -219,7 +277,46 @@ impl CacheWriter {
             block_bytes: 0,
             blocks: Vec::new(),
             tokens: 0,
+            items: Vec::new(),
+            contents: None,
+            content_bytes: 0,
         })
+    }
+
+    /// Appends an item with its content, which may be empty; its place and length are filled in.
+    pub(crate) fn push_item(&mut self, item: ItemRecord, content: &[u8]) -> std::io::Result<()> {
+        let start = self.content_bytes;
+        if !content.is_empty() {
+            let (_, file) = match &mut self.contents {
+                Some(contents) => contents,
+                none => {
+                    let path = self.temporary.with_extension("contents.tmp");
+                    let file = File::options()
+                        .read(true)
+                        .write(true)
+                        .create(true)
+                        .truncate(true)
+                        .open(&path)?;
+                    none.insert((path, std::io::BufWriter::with_capacity(1 << 18, file)))
+                }
+            };
+            file.write_all(content)?;
+            // Values are read as 32-bit numbers where they lie.
+            let padding = content.len().next_multiple_of(4) - content.len();
+            file.write_all(&[0; 4][..padding])?;
+            self.content_bytes += (content.len() + padding) as u64;
+        }
+        self.items.push(ItemRecord {
+            start,
+            bytes: content.len() as u32,
+            ..item
+        });
+        Ok(())
+    }
+
+    /// Items so far.
+    pub(crate) fn item_count(&self) -> u64 {
+        self.items.len() as u64
     }
 
     /// Appends tokens and returns the position of the first.
@@ -248,6 +345,12 @@ impl CacheWriter {
         let targets_at = HEADER_BYTES + self.written;
         self.write(bytemuck::cast_slice(targets))?;
         self.align()?;
+        let items_at = HEADER_BYTES + self.written;
+        let items = std::mem::take(&mut self.items);
+        self.write(bytemuck::cast_slice(&items))?;
+        let contents_at = HEADER_BYTES + self.written;
+        self.append_contents()?;
+        self.align()?;
         let report_at = HEADER_BYTES + self.written;
         self.write(report)?;
         let last = std::mem::take(&mut self.block).finalize();
@@ -265,6 +368,8 @@ impl CacheWriter {
             target_kind: u64::from(target_kind),
             records_at,
             targets_at,
+            items_at,
+            contents_at,
             report_at,
             file_bytes: HEADER_BYTES + self.written,
             contents: Sha256::digest(&self.blocks).into(),
@@ -285,6 +390,23 @@ impl CacheWriter {
             folder.sync_all()?;
         }
         Ok(())
+    }
+
+    fn append_contents(&mut self) -> std::io::Result<()> {
+        let Some((path, file)) = self.contents.take() else {
+            return Ok(());
+        };
+        let mut file = file.into_inner().map_err(|error| error.into_error())?;
+        file.seek(SeekFrom::Start(0))?;
+        let mut piece = vec![0; 1 << 18];
+        loop {
+            let length = file.read(&mut piece)?;
+            if length == 0 {
+                break;
+            }
+            self.write(&piece[..length])?;
+        }
+        std::fs::remove_file(path)
     }
 
     fn align(&mut self) -> std::io::Result<()> {
@@ -339,6 +461,9 @@ impl Drop for CacheWriter {
         if !self.finished {
             // Nothing more can be done about a temporary file that cannot be removed.
             let _ = std::fs::remove_file(&self.temporary);
+            if let Some((path, _)) = &self.contents {
+                let _ = std::fs::remove_file(path);
+            }
         }
     }
 }

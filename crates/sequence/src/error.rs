@@ -35,6 +35,15 @@ pub enum SequenceError {
     #[error("the tokenizer cannot encode a rendered sequence: {reason}")]
     Tokenize { reason: String },
 
+    #[error("{path}: {problem}", path = path.display())]
+    Item { path: PathBuf, problem: String },
+
+    #[error("modality `{modality}`: {problem}")]
+    Modality {
+        modality: &'static str,
+        problem: String,
+    },
+
     #[error("sequence.{key} {problem}")]
     Option { key: &'static str, problem: String },
 

@@ -3,9 +3,10 @@
 use crate::SequenceError;
 use crate::options::{Overlength, SequenceOptions};
 use crate::render::{Rendered, Unit};
+use crate::stream::SOFT_SLOT;
 use crate::tokenizer::{PatientTokenizer, WordCache};
 
-/// Tokens of one sample and what did not fit.
+/// Tokens of one sample, soft slots before the text, and what did not fit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Fitted {
     pub tokens: Vec<u32>,
@@ -35,6 +36,7 @@ pub(crate) fn fit(
     let mut encoder = Encoder {
         tokenizer,
         cache,
+        slots: rendered.items.slots(&options.streams),
         scratch: Vec::new(),
     };
     let tokens = encoder.framed(&rendered.compose(statics, &all, options))?;
@@ -49,7 +51,7 @@ pub(crate) fn fit(
         return Ok(fitted);
     }
 
-    let frame = tokenizer.prefix().len() + tokenizer.suffix().len();
+    let frame = tokenizer.prefix().len() + tokenizer.suffix().len() + encoder.slots;
     let (statics, header) = encoder.fit_header(rendered, options.max_tokens, frame)?;
     let room = options.max_tokens - frame - header;
 
@@ -89,12 +91,15 @@ fn count_rows(units: &[&Unit]) -> u32 {
 struct Encoder<'a> {
     tokenizer: &'a PatientTokenizer,
     cache: &'a mut WordCache,
+    /// Soft tokens, which stand between the tokenizer's prefix and the text.
+    slots: usize,
     scratch: Vec<u32>,
 }
 
 impl Encoder<'_> {
     fn framed(&mut self, text: &str) -> Result<Vec<u32>, SequenceError> {
         let mut tokens = self.tokenizer.prefix().to_vec();
+        tokens.resize(tokens.len() + self.slots, SOFT_SLOT);
         self.tokenizer
             .encode_cached(text, true, self.cache, &mut tokens)?;
         tokens.extend_from_slice(self.tokenizer.suffix());

@@ -1,6 +1,9 @@
 use serde::{Deserialize, Serialize};
 
+use calor_records::Event;
+
 use crate::SequenceError;
+use crate::stream::{self, StreamOptions, matches_any};
 
 /// The table `[sequence]` of a recipe: how a patient becomes a sequence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +34,14 @@ pub struct SequenceOptions {
     pub sites: bool,
     /// Codes that are left out; an entry ending in `*` stands for every code that begins so.
     pub exclude_codes: Vec<String>,
+    /// Sites (as the column `site` names them) whose rows and items nobody sees, birth and sex
+    /// included.
+    pub exclude_sites: Vec<String>,
+    /// Whether rows are written as text. Without it a patient is what their modality items say.
+    pub text: bool,
+    /// Modalities that become soft tokens, before the text and in this order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<StreamOptions>,
 }
 
 /// What happens to a sequence longer than `max_tokens`.
@@ -109,6 +120,9 @@ impl Default for SequenceOptions {
             repeat: Repeat::All,
             sites: false,
             exclude_codes: Vec::new(),
+            exclude_sites: Vec::new(),
+            text: true,
+            streams: Vec::new(),
         }
     }
 }
@@ -150,7 +164,13 @@ impl SequenceOptions {
         if self.quantile_minimum == 0 {
             return fail("quantile_minimum", "must be at least 1");
         }
-        Ok(())
+        if !self.text && self.streams.is_empty() {
+            return fail(
+                "text",
+                "is false and there is no modality either: nothing would be left of a patient",
+            );
+        }
+        stream::check(&self.streams)
     }
 
     /// The options that change a token, in a fixed order, for the key of the cache: packing
@@ -164,12 +184,16 @@ impl SequenceOptions {
     }
 
     pub(crate) fn excludes(&self, code: &str) -> bool {
-        self.exclude_codes
-            .iter()
-            .any(|pattern| match pattern.strip_suffix('*') {
-                Some(prefix) => code.starts_with(prefix),
-                None => code == pattern,
-            })
+        matches_any(&self.exclude_codes, code)
+    }
+
+    /// Whether a row's site is one that is looked at.
+    pub(crate) fn sees(&self, event: &Event) -> bool {
+        self.exclude_sites.is_empty()
+            || event
+                .site
+                .as_deref()
+                .is_none_or(|site| !self.exclude_sites.iter().any(|excluded| excluded == site))
     }
 }
 

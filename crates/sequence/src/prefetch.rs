@@ -2,14 +2,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
+use crate::SequenceError;
 use crate::batch::{HostBatch, collate};
+use crate::items::ItemStore;
 use crate::plan::Step;
 use crate::prepared::Prepared;
 
-/// Collates micro-batches on a thread of its own, a bounded number ahead, in the order of the
-/// steps it was given. Dropping it stops the thread.
+/// Collates micro-batches on a thread of its own and decodes their items, a bounded number ahead,
+/// in the order of the steps it was given. Dropping it stops the thread.
 pub struct Prefetcher {
-    batches: Option<Receiver<PrefetchedBatch>>,
+    batches: Option<Receiver<Result<PrefetchedBatch, SequenceError>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -34,6 +36,7 @@ impl Prefetcher {
     /// The system gives no thread.
     pub fn new(
         prepared: Arc<Prepared>,
+        items: Arc<ItemStore>,
         steps: impl Iterator<Item = Step> + Send + 'static,
         pad_id: u32,
         seq_multiple: usize,
@@ -46,15 +49,17 @@ impl Prefetcher {
                 for step in steps {
                     let step_supervised_count = step.supervised_count(&prepared);
                     for (micro, micro_batch) in step.micro_batches.iter().enumerate() {
-                        let batch = PrefetchedBatch {
+                        let mut batch = collate(&prepared, micro_batch, pad_id, seq_multiple);
+                        let batch = items.fill(&mut batch).map(|()| PrefetchedBatch {
                             step: step.index,
                             micro,
                             micro_count: step.micro_batches.len(),
                             step_supervised_count,
-                            batch: collate(&prepared, micro_batch, pad_id, seq_multiple),
-                        };
+                            batch,
+                        });
+                        let failed = batch.is_err();
                         // Nobody listens any more: the consumer has been dropped.
-                        if sender.send(batch).is_err() {
+                        if sender.send(batch).is_err() || failed {
                             return;
                         }
                     }
@@ -68,11 +73,11 @@ impl Prefetcher {
 }
 
 impl Iterator for Prefetcher {
-    type Item = PrefetchedBatch;
+    type Item = Result<PrefetchedBatch, SequenceError>;
 
     /// # Panics
     /// When the thread has panicked, with its message.
-    fn next(&mut self) -> Option<PrefetchedBatch> {
+    fn next(&mut self) -> Option<Self::Item> {
         if let Ok(batch) = self.batches.as_ref()?.recv() {
             return Some(batch);
         }

@@ -30,6 +30,10 @@ fn prepared(count: i64) -> (tempfile::TempDir, Arc<Prepared>) {
     (folder, Arc::new(prepared))
 }
 
+fn items() -> Arc<ItemStore> {
+    Arc::new(ItemStore::none())
+}
+
 fn plan(prepared: &Prepared) -> BatchPlan {
     let options = PlanOptions {
         order: Order::Shuffled { seed: 0, epoch: 0 },
@@ -60,8 +64,9 @@ fn batches_come_in_the_order_of_the_plan() {
     }
     assert!(expected.len() > plan.steps());
     let steps = (2..plan.steps()).map(move |index| plan.step(index));
-    let prefetcher = Prefetcher::new(prepared, steps, 0, 8, 3).unwrap();
-    assert_eq!(prefetcher.collect::<Vec<_>>(), expected);
+    let prefetcher = Prefetcher::new(prepared, items(), steps, 0, 8, 3).unwrap();
+    let found: Vec<_> = prefetcher.map(Result::unwrap).collect();
+    assert_eq!(found, expected);
 }
 
 #[test]
@@ -76,8 +81,8 @@ fn no_more_than_the_depth_is_collated_ahead() {
         counted.fetch_add(1, Ordering::SeqCst);
         plan.step(0)
     });
-    let mut prefetcher = Prefetcher::new(prepared, steps, 0, 1, 2).unwrap();
-    prefetcher.next().unwrap();
+    let mut prefetcher = Prefetcher::new(prepared, items(), steps, 0, 1, 2).unwrap();
+    prefetcher.next().unwrap().unwrap();
     std::thread::sleep(std::time::Duration::from_millis(100));
     // One taken, two waiting, one in the thread's hands.
     assert!(planned.load(Ordering::SeqCst) <= 1 + 4 / micro_batches);
@@ -95,6 +100,6 @@ fn a_panic_of_the_thread_is_not_taken_for_the_end() {
             rows: vec![vec![999]],
         }],
     };
-    let prefetcher = Prefetcher::new(prepared, std::iter::once(beyond), 0, 1, 1).unwrap();
+    let prefetcher = Prefetcher::new(prepared, items(), std::iter::once(beyond), 0, 1, 1).unwrap();
     assert_eq!(prefetcher.count(), 1);
 }

@@ -6,18 +6,19 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::SequenceError;
-use crate::cache::{Cache, CacheWriter, Found, SampleRecord};
+use crate::cache::{Cache, CacheWriter, Found, ItemRecord, NO_TIME, SampleRecord};
 use crate::fit::{Fitted, fit};
 use crate::labels::{TargetKind, TaskLabels};
 use crate::options::{NumberStyle, Overlength, Repeat, SequenceOptions};
-use crate::prepared::{Contents, PrepareReport, Prepared, split_number};
+use crate::prepared::{Contents, ItemCounts, PrepareReport, Prepared, split_number};
 use crate::render::Renderer;
 use crate::statistics::{StatisticsBuilder, ValueStatistics};
+use crate::stream::{DraftContent, DraftItem, DraftItems};
 use crate::tokenizer::{PatientTokenizer, WordCache};
 
 /// Raised whenever the same patient, tokenizer and options give other tokens than before, so that
 /// caches written earlier are not taken for current ones.
-const RENDERING: u32 = 2;
+const RENDERING: u32 = 3;
 
 /// Rows that one thread works through at a time. Large, since the rows of a Parquet row group
 /// before those that are wanted cost time as well.
@@ -47,7 +48,7 @@ pub enum Phase {
 ///
 /// Quantiles come from the rows of training patients visible at their prediction times, or from
 /// `statistics` where a model was trained with those. What is held in memory does not grow with
-/// the rows of the cohort: 48 bytes and the target a sample.
+/// the rows of the cohort: 64 bytes and the target a sample, 32 bytes a modality item.
 ///
 /// # Errors
 /// What is wrong with a shard, an option or the labels; samples longer than `max_tokens` where
@@ -84,7 +85,7 @@ pub fn prepare(
         Found::Nothing => {}
         Found::Unusable(reason) => rebuilt_because = Some(reason),
         Found::Cache(cache) => match serde_json::from_slice(cache.report()) {
-            Ok(contents) => return Ok(assemble(cache, &path, contents, true, None)),
+            Ok(contents) => return Ok(assemble(cache, &path, options, contents, None)),
             Err(_) => rebuilt_because = Some("its report cannot be read".to_string()),
         },
     }
@@ -114,14 +115,24 @@ pub fn prepare(
     let mut writer = CacheWriter::create(&path).map_err(failed)?;
     let mut records: Vec<Option<SampleRecord>> = vec![None; labels.len()];
     let mut overlong = (0, 0);
-    work.sequences(tokenizer, statistics, |sample, fitted| {
+    let mut item_counts = vec![ItemCounts::default(); options.streams.len()];
+    work.sequences(tokenizer, statistics, |sample, fitted, items| {
         let length = fitted.tokens.len();
         if length > options.max_tokens {
             debug_assert_eq!(options.overlength, Overlength::Error);
             overlong = (overlong.0 + 1, overlong.1.max(length as u64));
         }
         let (subject_id, prediction_time_us) = labels.keys()[sample];
+        let items_start = writer.item_count();
+        for item in &items.items {
+            item_counts[item.stream].count(item);
+            let (record, content) = item_record(item, statistics);
+            writer.push_item(record, &content).map_err(failed)?;
+        }
         records[sample] = Some(SampleRecord {
+            items_start,
+            items: items.items.len() as u32,
+            dropped_items: items.dropped,
             start: writer.push_tokens(&fitted.tokens).map_err(failed)?,
             subject_id,
             prediction_time_us,
@@ -160,6 +171,12 @@ pub fn prepare(
             hash,
             samples_without_data: (labels.len() - records.len()) as u64,
             codes_with_quantiles: statistics.codes.len() as u64,
+            modalities: options
+                .streams
+                .iter()
+                .map(|stream| stream.modality.name().to_string())
+                .zip(item_counts)
+                .collect(),
             ..PrepareReport::of(&records)
         },
         classes: labels.classes().to_vec(),
@@ -177,7 +194,11 @@ pub fn prepare(
         )
         .map_err(failed)?;
     match Cache::open(&path, &key).map_err(failed)? {
-        Found::Cache(cache) => Ok(assemble(cache, &path, contents, false, rebuilt_because)),
+        Found::Cache(cache) => {
+            let mut prepared = assemble(cache, &path, options, contents, rebuilt_because);
+            prepared.cache_hit = false;
+            Ok(prepared)
+        }
         Found::Nothing | Found::Unusable(_) => Err(failed(std::io::Error::other(
             "the cache just written cannot be read back; is the disk full or failing?",
         ))),
@@ -187,8 +208,8 @@ pub fn prepare(
 fn assemble(
     cache: Cache,
     path: &Path,
+    options: &SequenceOptions,
     contents: Contents,
-    cache_hit: bool,
     rebuilt_because: Option<String>,
 ) -> Prepared {
     let kind = TargetKind::ALL[cache.target_kind() as usize];
@@ -196,8 +217,9 @@ fn assemble(
         cache,
         path: path.to_path_buf(),
         kind,
+        streams: options.streams.clone(),
         contents,
-        cache_hit,
+        cache_hit: true,
         rebuilt_because,
     }
 }
@@ -205,7 +227,30 @@ fn assemble(
 /// Quantile words need quantiles, directions the interquartile range.
 fn uses_statistics(options: &SequenceOptions) -> bool {
     let words = options.numbers != NumberStyle::Value && !options.quantile_levels.is_empty();
-    words || options.repeat == Repeat::Latest
+    words || options.repeat == Repeat::Latest || !options.streams.is_empty()
+}
+
+/// What the cache keeps of an item.
+fn item_record(item: &DraftItem, statistics: &ValueStatistics) -> (ItemRecord, Vec<u8>) {
+    let content = match &item.content {
+        DraftContent::Missing => Vec::new(),
+        DraftContent::File(path) => path.as_bytes().to_vec(),
+        DraftContent::Series(values) => bytemuck::cast_slice(values).to_vec(),
+    };
+    // The sites are sorted.
+    let site = item.site.as_deref().and_then(|site| {
+        statistics
+            .sites
+            .binary_search_by(|known| known.as_str().cmp(site))
+            .ok()
+    });
+    let record = ItemRecord {
+        time_us: item.time_us.unwrap_or(NO_TIME),
+        stream: item.stream as u32,
+        site: site.map_or(0, |number| number as u32 + 1),
+        ..ItemRecord::default()
+    };
+    (record, content)
 }
 
 fn cache_key(
@@ -288,7 +333,7 @@ impl Work<'_> {
         &self,
         tokenizer: &PatientTokenizer,
         statistics: &ValueStatistics,
-        mut take: impl FnMut(usize, Fitted) -> Result<(), SequenceError>,
+        mut take: impl FnMut(usize, Fitted, DraftItems) -> Result<(), SequenceError>,
     ) -> Result<(), SequenceError> {
         // A thread takes the caches another one has put back, and makes new ones if there are none.
         let idle: Mutex<Vec<(Renderer<'_>, WordCache)>> = Mutex::default();
@@ -313,7 +358,7 @@ impl Work<'_> {
                         let (_, prediction_time_us) = self.labels.keys()[sample];
                         let rendered = renderer.render(&patient, prediction_time_us);
                         let fitted = fit(&rendered, tokenizer, self.options, &mut words)?;
-                        samples.push((sample, fitted));
+                        samples.push((sample, fitted, rendered.items));
                     }
                 }
                 idle_caches().push((renderer, words));
@@ -322,7 +367,7 @@ impl Work<'_> {
             |samples| {
                 samples
                     .into_iter()
-                    .try_for_each(|(sample, fitted)| take(sample, fitted))
+                    .try_for_each(|(sample, fitted, items)| take(sample, fitted, items))
             },
         )
     }

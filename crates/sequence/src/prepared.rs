@@ -1,12 +1,14 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use calor_records::Split;
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Cache, SampleRecord};
+use crate::cache::{Cache, ItemRecord, NO_TIME, SampleRecord};
 use crate::labels::{TargetKind, Targets};
 use crate::statistics::ValueStatistics;
+use crate::stream::{DraftContent, DraftItem, SeriesValue, StreamOptions};
 
 /// The samples of a task as tokens, memory-mapped from a cache file. Sample `i` is the `i`-th of
 /// the labelled ones that the cohort has data of, in the order of subject and time.
@@ -14,6 +16,7 @@ pub struct Prepared {
     pub(crate) cache: Cache,
     pub(crate) path: PathBuf,
     pub(crate) kind: TargetKind,
+    pub(crate) streams: Vec<StreamOptions>,
     pub(crate) contents: Contents,
     pub(crate) cache_hit: bool,
     pub(crate) rebuilt_because: Option<String>,
@@ -37,6 +40,78 @@ pub struct Sample<'a> {
     pub prediction_time_us: i64,
     pub targets: Targets,
     pub split: Option<Split>,
+    pub items: Items<'a>,
+}
+
+/// The modality items of a sample, in the order of their soft tokens.
+#[derive(Clone, Copy)]
+pub struct Items<'a> {
+    cache: &'a Cache,
+    records: &'a [ItemRecord],
+}
+
+/// One of them, borrowed from the cache.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Item<'a> {
+    /// Position of its modality in [`SequenceOptions::streams`](crate::SequenceOptions::streams).
+    pub stream: usize,
+    /// `None` for an item without time, and for one that is missing.
+    pub time_us: Option<i64>,
+    /// Number of the site in [`ValueStatistics::sites`].
+    pub site: Option<usize>,
+    /// UTF-8 of a path, or a series, as the modality has it; empty where the item is missing.
+    bytes: &'a [u8],
+}
+
+impl<'a> Items<'a> {
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Item<'a>> + use<'a> {
+        let cache = self.cache;
+        self.records.iter().map(move |record| Item {
+            stream: record.stream as usize,
+            time_us: (record.time_us != NO_TIME).then_some(record.time_us),
+            site: (record.site > 0).then(|| record.site as usize - 1),
+            bytes: cache.content(record),
+        })
+    }
+}
+
+impl PartialEq for Items<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl std::fmt::Debug for Items<'_> {
+    /// Numbers alone: paths and values are patients' data.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{} items", self.len())
+    }
+}
+
+impl<'a> Item<'a> {
+    pub fn is_missing(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The path relative to the cohort, of an item that is a file.
+    pub fn path(&self) -> Option<&'a str> {
+        (!self.bytes.is_empty())
+            .then(|| std::str::from_utf8(self.bytes).ok())
+            .flatten()
+    }
+
+    /// The values of a series, in time order.
+    pub fn series(&self) -> &'a [SeriesValue] {
+        bytemuck::try_cast_slice(self.bytes).unwrap_or(&[])
+    }
 }
 
 /// Positions of samples, ascending.
@@ -83,6 +158,29 @@ pub struct PrepareReport {
     pub oversized_rows: u64,
     /// Codes with quantiles.
     pub codes_with_quantiles: u64,
+    /// What there is of each modality that becomes soft tokens.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub modalities: BTreeMap<String, ItemCounts>,
+    /// Items beyond the streams' `max_items`, left out.
+    #[serde(default)]
+    pub dropped_items: u64,
+}
+
+/// Items of one modality.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemCounts {
+    pub items: u64,
+    /// Samples that have none.
+    pub missing_samples: u64,
+}
+
+impl ItemCounts {
+    pub(crate) fn count(&mut self, item: &DraftItem) {
+        *match item.content {
+            DraftContent::Missing => &mut self.missing_samples,
+            _ => &mut self.items,
+        } += 1;
+    }
 }
 
 impl Prepared {
@@ -104,6 +202,10 @@ impl Prepared {
             prediction_time_us: record.prediction_time_us,
             targets: Targets::from_bits(self.kind, self.cache.targets(sample)),
             split: split_of(record),
+            items: Items {
+                cache: &self.cache,
+                records: self.cache.items(record),
+            },
         }
     }
 
@@ -157,6 +259,11 @@ impl Prepared {
             }
         }
         counts
+    }
+
+    /// The modalities whose items became soft tokens.
+    pub fn streams(&self) -> &[StreamOptions] {
+        &self.streams
     }
 
     /// The quantiles the sequences were written with.
@@ -244,6 +351,7 @@ impl PrepareReport {
             report.samples_without_rows += u64::from(record.rows == 0);
             report.tokens += u64::from(record.length);
             report.rows += u64::from(record.rows);
+            report.dropped_items += u64::from(record.dropped_items);
             if record.dropped_rows > 0 {
                 report.truncated_samples += 1;
                 report.truncated_patients += u64::from(last_truncated != subject);

@@ -10,6 +10,7 @@ use crate::calendar::{Age, length_phrase};
 use crate::numbers::format_value;
 use crate::options::{Intervals, NumberStyle, Repeat, SequenceOptions};
 use crate::statistics::{CodeStatistics, ValueStatistics};
+use crate::stream::{Collector, DraftItems};
 
 /// Share of a code's interquartile range by which the latest value must differ from the mean of
 /// the earlier ones to count as rising or falling.
@@ -21,6 +22,7 @@ pub(crate) struct Renderer<'a> {
     statistics: &'a ValueStatistics,
     options: &'a SequenceOptions,
     known: HashMap<Arc<str>, Arc<CodeText<'a>>>,
+    collector: Collector<'a>,
 }
 
 /// The visible part of a patient at one prediction time, in pieces that can be left out.
@@ -33,6 +35,8 @@ pub(crate) struct Rendered {
     pub statics: Vec<String>,
     /// In time order.
     pub units: Vec<Unit>,
+    /// What becomes soft tokens.
+    pub items: DraftItems,
 }
 
 /// What is kept or dropped as a whole: a row, or the rows of one code in one group.
@@ -82,6 +86,7 @@ impl<'a> Renderer<'a> {
             statistics,
             options,
             known: HashMap::new(),
+            collector: Collector::new(statistics, options),
         }
     }
 
@@ -92,7 +97,13 @@ impl<'a> Renderer<'a> {
         let mut sex = None;
         let mut statics = Vec::new();
         let mut rows: Vec<Row<'_, 'a>> = Vec::new();
-        for event in patient.events_until(prediction_time_us) {
+        let visible = patient.events_until(prediction_time_us);
+        let written = visible
+            .iter()
+            // A row that points to a file says what it has to say through the file.
+            .filter(|event| self.options.text && event.items.is_none())
+            .filter(|event| self.options.sees(event));
+        for event in written {
             let text = self.code_text(&event.code);
             match text.role {
                 Role::Excluded => continue,
@@ -135,6 +146,7 @@ impl<'a> Renderer<'a> {
             header: header(age, sex),
             statics,
             units: self.units(&rows),
+            items: self.collector.collect(patient, prediction_time_us),
         }
     }
 
@@ -242,7 +254,7 @@ impl<'a> Renderer<'a> {
             .unwrap_or_else(|| "event".to_string());
         let text = Arc::new(CodeText {
             phrase,
-            role: if self.options.excludes(code) {
+            role: if self.options.excludes(code) || self.only_in_series(code) {
                 Role::Excluded
             } else {
                 Role::of(code)
@@ -251,6 +263,16 @@ impl<'a> Renderer<'a> {
         });
         self.known.insert(code.clone(), text.clone());
         text
+    }
+
+    /// Whether the rows of a code are values of a series that is not written as text as well.
+    fn only_in_series(&self, code: &str) -> bool {
+        self.collector.has_variable(code)
+            && self
+                .options
+                .streams
+                .iter()
+                .any(|stream| stream.modality == calor_records::Modality::Series && !stream.in_text)
     }
 }
 

@@ -16,6 +16,7 @@ fn statistics() -> ValueStatistics {
         let known = CodeStatistics {
             count: 100,
             interquartile_range: cuts[2] - cuts[1],
+            median: (cuts[1] + cuts[2]) / 2.0,
             cuts,
         };
         statistics.codes.insert(code.to_string(), known);

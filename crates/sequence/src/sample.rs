@@ -5,6 +5,7 @@ use crate::fit::fit;
 use crate::options::{Overlength, SequenceOptions};
 use crate::render::Renderer;
 use crate::statistics::ValueStatistics;
+use crate::stream::SOFT_SLOT;
 use crate::tokenizer::{PatientTokenizer, WordCache};
 
 /// One patient as a model sees them.
@@ -49,12 +50,18 @@ pub fn render_sample(
     let units: Vec<_> = rendered.units.iter().collect();
     Ok(RenderedSample {
         text: rendered.compose(rendered.statics.len(), &units, options),
-        decoded: tokenizer.decode(&fitted.tokens)?,
+        decoded: tokenizer.decode(&text_tokens(&fitted.tokens))?,
         full_length: fitted.full_length as usize,
         rows: fitted.rows as usize,
         dropped_rows: fitted.dropped_rows as usize,
         tokens: fitted.tokens,
     })
+}
+
+/// Without the soft slots, which no text stands for.
+fn text_tokens(tokens: &[u32]) -> Vec<u32> {
+    let text = tokens.iter().filter(|token| **token != SOFT_SLOT);
+    text.copied().collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What training patients say about the values of a code.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use calor_records::Patient;
@@ -18,6 +18,9 @@ pub struct ValueStatistics {
     /// The levels of `CodeStatistics::cuts`.
     pub levels: Vec<f64>,
     pub codes: BTreeMap<String, CodeStatistics>,
+    /// Where training patients' rows come from; the number of a site is its place here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sites: Vec<String>,
 }
 
 /// Values of one code.
@@ -30,6 +33,8 @@ pub struct CodeStatistics {
     pub cuts: Vec<f32>,
     /// Third minus first quartile.
     pub interquartile_range: f32,
+    #[serde(default)]
+    pub median: f32,
 }
 
 impl CodeStatistics {
@@ -64,6 +69,11 @@ impl ValueStatistics {
                 hash.update(cut.to_le_bytes());
             }
             hash.update(statistics.interquartile_range.to_le_bytes());
+            hash.update(statistics.median.to_le_bytes());
+        }
+        for site in &self.sites {
+            hash.update((site.len() as u64).to_le_bytes());
+            hash.update(site.as_bytes());
         }
         hash.finalize().into()
     }
@@ -73,6 +83,7 @@ impl ValueStatistics {
 #[derive(Default)]
 pub(crate) struct StatisticsBuilder {
     codes: HashMap<Arc<str>, Histogram>,
+    sites: BTreeSet<Arc<str>>,
 }
 
 impl StatisticsBuilder {
@@ -83,7 +94,13 @@ impl StatisticsBuilder {
         latest_prediction_us: i64,
         options: &SequenceOptions,
     ) {
-        for event in patient.events_until(latest_prediction_us) {
+        let visible = patient.events_until(latest_prediction_us);
+        for event in visible.iter().filter(|event| options.sees(event)) {
+            if let Some(site) = &event.site
+                && !self.sites.contains(site)
+            {
+                self.sites.insert(site.clone());
+            }
             let Some(value) = event.numeric_value else {
                 continue;
             };
@@ -103,6 +120,7 @@ impl StatisticsBuilder {
         for (code, histogram) in other.codes {
             self.codes.entry(code).or_default().merge(histogram);
         }
+        self.sites.extend(other.sites);
     }
 
     pub(crate) fn finish(self, options: &SequenceOptions) -> ValueStatistics {
@@ -120,6 +138,7 @@ impl StatisticsBuilder {
                         .map(|&l| quantile(l))
                         .collect(),
                     interquartile_range: quantile(0.75) - quantile(0.25),
+                    median: quantile(0.5),
                 };
                 (code.to_string(), statistics)
             })
@@ -127,6 +146,7 @@ impl StatisticsBuilder {
         ValueStatistics {
             levels: options.quantile_levels.clone(),
             codes,
+            sites: self.sites.iter().map(|site| site.to_string()).collect(),
         }
     }
 }
@@ -148,6 +168,7 @@ mod tests {
                     numeric_value: Some(value),
                     text_value: None,
                     site: None,
+                    items: None,
                 })
                 .collect(),
         }
@@ -191,6 +212,7 @@ mod tests {
             count: 50,
             cuts: vec![1.0; 4],
             interquartile_range: 0.0,
+            median: 1.0,
         };
         assert_eq!(constant.interval_of(&levels, 1.0), 2);
         assert_eq!(constant.interval_of(&levels, 0.9), 0);
@@ -199,6 +221,7 @@ mod tests {
             count: 100,
             cuts: vec![1.0, 2.0, 3.0, 4.0],
             interquartile_range: 1.0,
+            median: 2.5,
         };
         let intervals: Vec<usize> = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]
             .iter()

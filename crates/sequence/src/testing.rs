@@ -238,6 +238,7 @@ pub(crate) fn event(time_us: Option<i64>, code: &str, value: Option<f32>) -> Eve
         numeric_value: value,
         text_value: None,
         site: None,
+        items: None,
     }
 }
 
@@ -290,6 +291,7 @@ pub(crate) fn any_patient() -> impl Strategy<Value = Patient> {
                         numeric_value: value,
                         text_value: text,
                         site,
+                        items: None,
                     }),
             );
             dated.sort_by_key(|event| event.time_us);
