@@ -317,7 +317,7 @@ impl Predictions<'_> {
     }
 }
 
-fn prepare(
+pub(crate) fn prepare(
     predictions: &Predictions<'_>,
     probabilities: &[f64],
     names: &[String],
@@ -385,7 +385,7 @@ fn class_scores(
         .collect()
 }
 
-fn score_of(value: Value, interval: Interval, note: Option<String>) -> Score {
+pub(crate) fn score_of(value: Value, interval: Interval, note: Option<String>) -> Score {
     match value {
         Ok(value) => Score::Defined {
             value,

@@ -23,6 +23,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod ablation;
 mod bootstrap;
 mod calibration;
 mod classification;
@@ -35,6 +36,9 @@ mod ranking;
 mod regression;
 mod score;
 
+pub use ablation::{
+    Ablation, MOST_SOURCES, SourceScores, SubsetScore, Targets, ablate, shapley_values,
+};
 pub use bootstrap::{BootstrapOptions, Patients, bootstrap};
 pub use calibration::{CALIBRATION_BINS, CalibrationPoint};
 pub use classification::{BINARY_THRESHOLD, binary_label, class_label};
