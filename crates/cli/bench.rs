@@ -10,7 +10,7 @@ use clap::ValueEnum;
 
 use crate::device::DeviceArgument;
 use crate::failure::{Exit, Failure};
-use crate::hub::Hub;
+use crate::hub::{Hub, Purpose};
 use crate::output::{self, Align, Table, bytes, number, seconds};
 
 /// What to measure.
@@ -107,7 +107,7 @@ pub fn run(verb: &Verb) -> Result<Exit, Failure> {
     }
     let rank = step.rank;
     let options = StepBenchOptions {
-        model: Hub::from_env().resolve(&step.model, None)?,
+        model: Hub::from_env().resolve(&step.model, None, Purpose::LanguageModel)?,
         task: match step.task {
             Task::CausalLm => BenchTask::CausalLm,
             Task::SequenceClassification => BenchTask::SequenceClassification,

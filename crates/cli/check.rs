@@ -120,6 +120,17 @@ fn show(report: &CheckReport) -> String {
         )
     };
     table.row(["truncated".to_owned(), lost]);
+    for (modality, counts) in &sequences.modalities {
+        table.row([
+            modality.clone(),
+            format!(
+                "{} items, missing for {} of {} samples",
+                count(counts.items),
+                count(counts.missing_samples),
+                count(sequences.samples)
+            ),
+        ]);
+    }
     table.row([
         "steps".to_owned(),
         format!(

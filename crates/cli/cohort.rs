@@ -10,10 +10,13 @@ use calor_records::{
 
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Align, Table, bytes, count, number};
+use crate::synth;
 
 /// What to do with a cohort.
 #[derive(clap::Subcommand)]
 pub enum Verb {
+    /// Writes a synthetic cohort of every modality, and the best AUROC that any model can reach on it
+    Synth(synth::Arguments),
     /// Shows patients, events, codes, sites, time spans, labels by split and what is missing
     Inspect(Inspect),
     /// Checks each rule of MEDS, naming rule, file and row
@@ -46,9 +49,10 @@ pub struct Validate {
     json: bool,
 }
 
-/// Runs one of the two.
+/// Runs one of them.
 pub fn run(verb: &Verb) -> Result<Exit, Failure> {
     match verb {
+        Verb::Synth(arguments) => synth::run(arguments),
         Verb::Inspect(arguments) => {
             let cohort = Cohort::open(&arguments.cohort)?;
             let inspection = inspect(
@@ -165,6 +169,24 @@ fn show_inspection(found: &Inspection) -> String {
         ]);
     }
     push("Sites", &sites);
+
+    let mut items = Table::new(&[
+        ("items", Align::Left),
+        ("column", Align::Left),
+        ("files", Align::Right),
+        ("patients", Align::Right),
+        ("share of patients", Align::Right),
+    ]);
+    for item in &found.items {
+        items.row([
+            item.modality.name().to_owned(),
+            item.column.to_owned(),
+            count(item.items),
+            count(item.patients),
+            share(item.patients, found.patients),
+        ]);
+    }
+    push("Items", &items);
 
     let mut labels = Table::new(&[
         ("task", Align::Left),

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use calor_meter::MeterReport;
 use calor_records::Split;
 use calor_train::artifacts::report::SplitEvaluation;
-use calor_train::{UseOptions, run_recipe};
+use calor_train::{Sources, UseOptions, run_recipe};
 use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::cache;
 use crate::device::DeviceArgument;
 use crate::failure::{Exit, Failure};
-use crate::hub::Hub;
+use crate::hub::{Hub, Purpose};
 use crate::output;
 use crate::progress::Progress;
 use crate::results;
@@ -30,11 +30,24 @@ pub struct Arguments {
     /// Another cohort than the run's own, with labels of the same name
     #[arg(long, value_name = "DIR")]
     cohort: Option<PathBuf>,
+    /// Shows what each modality or site is worth: withheld, alone, and its Shapley value
+    #[arg(long, value_enum, value_name = "WHAT")]
+    ablate: Option<Ablate>,
     #[command(flatten)]
     device: DeviceArgument,
     /// Prints metrics, curves and cost as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What is withheld in turn.
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Ablate {
+    /// The text and each modality that becomes soft tokens
+    Modality,
+    /// The sites that rows come from
+    Site,
 }
 
 /// The patients of a split, or all.
@@ -80,12 +93,26 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     )?;
     let stop = stop_on_signals()?;
     let mut progress = Progress::new();
+    if let Some(ablate) = arguments.ablate {
+        let sources = match ablate {
+            Ablate::Modality => Sources::Modality,
+            Ablate::Site => Sources::Site,
+        };
+        let split = arguments.split.split();
+        let found = calor_train::ablate(&options, split, sources, &mut progress, &stop);
+        progress.finish();
+        let found = found?.ok_or_else(stopped)?;
+        if arguments.json {
+            output::print_json(&found)?;
+        } else {
+            output::print(&results::show_ablation(&found))?;
+        }
+        return Ok(Exit::Done);
+    }
     let evaluated = calor_train::evaluate(&options, arguments.split.split(), &mut progress, &stop);
     progress.finish();
     let Some(evaluated) = evaluated? else {
-        return Err(Failure::failed(
-            "stopped by a signal before the end; nothing was written",
-        ));
+        return Err(stopped());
     };
     let split = evaluated.split.map_or("all", Split::name);
     if arguments.json {
@@ -106,6 +133,10 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+fn stopped() -> Failure {
+    Failure::failed("stopped by a signal before the end; nothing was written")
+}
+
 /// Opens a run for use: its checkpoint is found as training found it.
 pub fn options(
     run: &Path,
@@ -114,7 +145,8 @@ pub fn options(
 ) -> Result<(UseOptions, PathBuf), Failure> {
     let device = device.spec()?;
     let recipe = run_recipe(run)?;
-    let checkpoint = Hub::from_env().resolve(&recipe.model.id, recipe.model.revision.as_deref())?;
+    let revision = recipe.model.revision.as_deref();
+    let checkpoint = Hub::from_env().resolve(&recipe.model.id, revision, Purpose::LanguageModel)?;
     let options = UseOptions {
         run: run.to_owned(),
         checkpoint,

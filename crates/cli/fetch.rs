@@ -1,9 +1,9 @@
 //! `calor fetch`: a checkpoint into the hub cache.
 
-use calor_model::Checkpoint;
+use calor_model::{Checkpoint, Tower};
 
 use crate::failure::{Exit, Failure};
-use crate::hub::Hub;
+use crate::hub::{Hub, Purpose};
 use crate::output;
 
 /// What to fetch.
@@ -19,6 +19,9 @@ pub struct Arguments {
     /// Branch, tag or commit
     #[arg(long, default_value = "main")]
     revision: String,
+    /// The encoder of a modality (ViT, CLIP, SigLIP, Whisper), which needs no tokenizer.json
+    #[arg(long)]
+    tower: bool,
     /// Prints the commit, the folder and the files as JSON
     #[arg(long)]
     json: bool,
@@ -26,7 +29,11 @@ pub struct Arguments {
 
 /// Fetches, checks that what came is a checkpoint of a supported model, and prints its folder.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let snapshot = Hub::from_env().fetch(&arguments.id, &arguments.revision)?;
+    let purpose = match arguments.tower {
+        true => Purpose::Tower,
+        false => Purpose::LanguageModel,
+    };
+    let snapshot = Hub::from_env().fetch(&arguments.id, &arguments.revision, purpose)?;
     let total: u64 = snapshot.files.iter().map(|file| file.bytes).sum();
     eprintln!(
         "{} at commit {}: {} files, {}.",
@@ -35,14 +42,17 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         snapshot.files.len(),
         output::bytes(total)
     );
-    let opened = Checkpoint::open(&snapshot.path);
+    let opened = match purpose {
+        Purpose::Tower => Tower::open(&snapshot.path).map(drop),
+        Purpose::LanguageModel => Checkpoint::open(&snapshot.path).map(drop),
+    };
     if arguments.json {
         output::print_json(&snapshot)?;
     } else {
         output::print(&format!("{}\n", snapshot.path.display()))?;
     }
     match opened {
-        Ok(_) => Ok(Exit::Done),
+        Ok(()) => Ok(Exit::Done),
         Err(error) => {
             Err(Failure::from(error)
                 .hint("the files were fetched, but Calor cannot train this model"))

@@ -22,6 +22,7 @@ mod progress;
 mod report;
 mod results;
 mod signals;
+mod synth;
 mod train;
 
 use std::process::ExitCode;
@@ -50,7 +51,7 @@ enum Verb {
     Devices(devices::Arguments),
     /// Brings a checkpoint from the Hugging Face hub into the cache
     Fetch(fetch::Arguments),
-    /// Shows what is in a cohort, or whether it follows the MEDS format
+    /// Makes a synthetic cohort, shows what is in one, or whether it follows the MEDS format
     #[command(subcommand)]
     Cohort(cohort::Verb),
     /// Checks everything that can fail before anything runs: keys, data, shapes, memory

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use calor_evaluate::{Interval, Metrics, Score, metric_names};
+use calor_evaluate::{Ablation, Interval, Metrics, Score, metric_names};
 use calor_meter::{MeterReport, Quantity};
 use calor_train::artifacts::report::{Outcome, Report, SplitEvaluation};
 use calor_train::recipe::Metric;
@@ -157,6 +157,47 @@ pub fn show_split(split: &str, evaluation: &SplitEvaluation) -> String {
     text
 }
 
+/// What each source of a fused model is worth.
+pub fn show_ablation(ablation: &Ablation) -> String {
+    let metric = title_of(&ablation.metric);
+    let signed = |score: &Score| match (score.value(), score.bounds()) {
+        (Some(value), Some((low, high))) => format!("{value:+.3} ({low:+.3} to {high:+.3})"),
+        (Some(value), None) => format!("{value:+.3}"),
+        (None, _) => "–".to_owned(),
+    };
+    let plain = |score: &Score| match (score.value(), score.bounds()) {
+        (Some(value), Some((low, high))) => format!("{value:.3} ({low:.3} to {high:.3})"),
+        (Some(value), None) => format!("{value:.3}"),
+        (None, _) => "–".to_owned(),
+    };
+    let mut table = Table::new(&[
+        ("source", Align::Left),
+        ("alone", Align::Left),
+        ("withheld", Align::Left),
+        ("lost without it", Align::Left),
+        ("Shapley value", Align::Left),
+    ]);
+    for source in &ablation.sources {
+        table.row([
+            source.name.clone(),
+            plain(&source.alone),
+            plain(&source.without),
+            signed(&source.all_minus_without),
+            signed(&source.shapley),
+        ]);
+    }
+    format!(
+        "{metric} on {} patients, {:.0}% intervals from {} paired resamples\n\
+         all sources {}, none {}\n\n{}",
+        count(ablation.patients as u64),
+        100.0 * ablation.bootstrap.level,
+        count(ablation.bootstrap.resamples as u64),
+        plain(&ablation.all),
+        plain(&ablation.none),
+        table.render()
+    )
+}
+
 fn metrics_table(metrics: &Metrics) -> Table {
     let level = |interval: &Interval| match interval {
         Interval::Percentile { level, .. } => Some(*level),
@@ -205,9 +246,12 @@ fn metrics_table(metrics: &Metrics) -> Table {
 }
 
 /// A metric's name as people write it.
-fn title_of(name: &'static str) -> &'static str {
+fn title_of(name: &str) -> &str {
     let deserializer: StrDeserializer<'_, ValueError> = name.into_deserializer();
-    Metric::deserialize(deserializer).map_or(name, Metric::title)
+    match Metric::deserialize(deserializer) {
+        Ok(metric) => metric.title(),
+        Err(_) => name,
+    }
 }
 
 /// A quantity with its unit, or that there is none.

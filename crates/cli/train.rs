@@ -8,7 +8,7 @@ use calor_train::{RunOptions, TrainOutcome};
 use crate::cache;
 use crate::device::DeviceArgument;
 use crate::failure::{Exit, Failure};
-use crate::hub::Hub;
+use crate::hub::{Hub, Purpose};
 use crate::output;
 use crate::progress::Progress;
 use crate::results;
@@ -48,11 +48,19 @@ pub struct Arguments {
 }
 
 impl RecipeArguments {
-    /// Reads the recipe and finds its checkpoint, fetching it where that is needed.
+    /// Reads the recipe and finds its checkpoint and the pretrained encoders of its modalities,
+    /// fetching them where that is needed.
     pub fn load(&self) -> Result<(Recipe, PathBuf), Failure> {
-        let recipe = Recipe::load(&self.recipe, &self.set)?;
-        let checkpoint =
-            Hub::from_env().resolve(&recipe.model.id, recipe.model.revision.as_deref())?;
+        let mut recipe = Recipe::load(&self.recipe, &self.set)?;
+        let hub = Hub::from_env();
+        let revision = recipe.model.revision.as_deref();
+        let checkpoint = hub.resolve(&recipe.model.id, revision, Purpose::LanguageModel)?;
+        for folder in recipe.modality.towers() {
+            let named = folder.to_string_lossy().into_owned();
+            let found = hub.resolve(&named, None, Purpose::Tower)?;
+            *folder = std::path::absolute(found)?;
+        }
+        recipe.modality.take_preprocessing()?;
         Ok((recipe, checkpoint))
     }
 }

@@ -4,7 +4,8 @@ use std::fs;
 use std::sync::Arc;
 
 use calor_records::{
-    Event, Label, LabelValue, Patient, ShardOptions, Split, write_labels, write_shard, write_splits,
+    Event, ItemPath, Label, LabelValue, Modality, Patient, ShardOptions, Split, write_labels,
+    write_shard, write_splits,
 };
 
 use crate::support::Workplace;
@@ -40,6 +41,69 @@ fn inspect_gives_the_same_numbers_as_json() {
     assert_eq!(sites.len(), 3);
 }
 
+/// Items of a cohort are counted in the table and in JSON, and a file that is not there is found.
+#[test]
+fn items_are_counted_and_their_files_looked_for() {
+    let workplace = Workplace::empty();
+    let cohort = workplace.path("cohort");
+    let patients: Vec<Patient> = (0..6)
+        .map(|subject_id| {
+            let item = |modality, name: &str| ItemPath {
+                modality,
+                path: Arc::from(format!("items/{subject_id}.{name}")),
+            };
+            let mut items = Vec::new();
+            if subject_id % 2 == 0 {
+                items.push(item(Modality::Image, "png"));
+            }
+            if subject_id % 3 == 0 {
+                items.push(item(Modality::Omics, "npy"));
+            }
+            let event = |items: Vec<ItemPath>| Event {
+                time_us: None,
+                code: Arc::from("EXAM"),
+                numeric_value: None,
+                text_value: None,
+                site: None,
+                items: (!items.is_empty()).then(|| items.into_boxed_slice()),
+            };
+            Patient {
+                subject_id,
+                events: vec![event(items.clone()), event(items)],
+            }
+        })
+        .collect();
+    let shard = cohort.join("data/0.parquet");
+    write_shard(&shard, &patients, ShardOptions::default()).expect("a shard");
+    fs::create_dir(cohort.join("items")).expect("a folder");
+    for name in ["0.png", "2.png", "0.npy", "3.npy"] {
+        fs::write(cohort.join("items").join(name), "x").expect("an item");
+    }
+
+    let shown = workplace.run(["cohort", "inspect", "cohort"]).done().stdout;
+    let items = shown.split("\n\n").find(|part| part.starts_with("Items\n"));
+    assert_snapshot!(items.unwrap_or(&shown));
+    let found = workplace
+        .run(["cohort", "inspect", "cohort", "--json"])
+        .done()
+        .json();
+    assert_eq!(found["items"][1]["modality"], "omics");
+    assert_eq!(found["items"][1]["column"], "omics_path");
+    assert_eq!(found["items"][1]["items"], 4);
+    assert_eq!(found["items"][1]["patients"], 2);
+
+    let report = workplace
+        .run(["cohort", "validate", "cohort"])
+        .with_status(1)
+        .stdout;
+    let broken: Vec<&str> = report
+        .lines()
+        .skip_while(|line| !line.starts_with("broken"))
+        .take_while(|line| !line.starts_with("advice"))
+        .collect();
+    assert_snapshot!(broken.join("\n"));
+}
+
 #[test]
 fn a_sound_cohort_is_valid() {
     let workplace = Workplace::new();
@@ -70,6 +134,7 @@ fn a_broken_cohort_is_told_rule_file_and_row() {
         numeric_value: Some(987_654.0),
         text_value: Some(Arc::from("secret words")),
         site: None,
+        items: None,
     };
     let patient = |subject_id, events| Patient { subject_id, events };
     let shards = [

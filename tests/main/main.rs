@@ -15,6 +15,7 @@ mod cohort;
 mod errors;
 mod fetch;
 mod help;
+mod modalities;
 mod recipes;
 mod support;
 mod training;

@@ -360,6 +360,7 @@ pub fn write_cohort(folder: &Path, tasks: &[&str]) {
             numeric_value: value.map(|value| value as f32),
             text_value: None,
             site: Some(Arc::from(site)),
+            items: None,
         };
         let sex = if subject_id % 2 == 0 {
             "SEX//F"

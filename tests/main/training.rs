@@ -32,7 +32,7 @@ fn steps(run: &Path) -> Vec<Value> {
 
 /// What must not depend on how often a run was interrupted: numbers of each step, and the bytes
 /// of what it leaves.
-fn result_of(run: &Path) -> (Vec<String>, Vec<u8>, Vec<u8>) {
+pub fn result_of(run: &Path) -> (Vec<String>, Vec<u8>, Vec<u8>) {
     let numbers = steps(run)
         .iter()
         .map(|line| {
@@ -68,13 +68,14 @@ fn run_rest(workplace: &Workplace) -> Ended {
 fn start_rest(workplace: &Workplace) -> Child {
     let mut resume: Vec<&str> = LONG.to_vec();
     resume.push("--resume");
-    start(workplace, "parts", &resume)
+    start(workplace, "recipe.toml", "parts", &resume)
 }
 
-fn start(workplace: &Workplace, out: &str, arguments: &[&str]) -> Child {
+/// Trains in a process of its own.
+pub fn start(workplace: &Workplace, recipe: &str, out: &str, arguments: &[&str]) -> Child {
     let mut command = workplace.calor();
     command
-        .args(["train", "recipe.toml", "--out", out])
+        .args(["train", recipe, "--out", out])
         .args(arguments);
     command
         .stdout(Stdio::piped())
@@ -85,7 +86,7 @@ fn start(workplace: &Workplace, out: &str, arguments: &[&str]) -> Child {
 
 /// Waits until a run has done so many steps, and asserts that it is still going on.
 #[track_caller]
-fn wait_for_step(child: &mut Child, run: &Path, wanted: usize) {
+pub fn wait_for_step(child: &mut Child, run: &Path, wanted: usize) {
     let started = Instant::now();
     while steps(run).len() < wanted {
         assert!(
@@ -101,7 +102,7 @@ fn wait_for_step(child: &mut Child, run: &Path, wanted: usize) {
     }
 }
 
-fn signal(child: &Child, signal: &str) {
+pub fn signal(child: &Child, signal: &str) {
     let status = std::process::Command::new("kill")
         .args([&format!("-{signal}"), &child.id().to_string()])
         .status()
@@ -109,7 +110,7 @@ fn signal(child: &Child, signal: &str) {
     assert!(status.success());
 }
 
-fn end(workplace: &Workplace, child: Child) -> Ended {
+pub fn end(workplace: &Workplace, child: Child) -> Ended {
     workplace.ended(child.wait_with_output().expect("a process"))
 }
 

@@ -9,12 +9,32 @@ use crate::failure::Failure;
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) const SINGLE: &str = "model.safetensors";
 /// Small files that say how text becomes tokens; taken when the repository has them.
-pub(super) const OPTIONAL: [&str; 4] = [
+pub(super) const OPTIONAL: [&str; 5] = [
+    "preprocessor_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "generation_config.json",
 ];
+
+/// What a repository is fetched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A language model: text becomes tokens.
+    LanguageModel,
+    /// The encoder of a modality.
+    Tower,
+}
+
+impl Purpose {
+    /// Files that have to be there beside the weights.
+    pub(super) fn needed(self) -> &'static [&'static str] {
+        match self {
+            Purpose::LanguageModel => &["config.json", "tokenizer.json"],
+            Purpose::Tower => &["config.json"],
+        }
+    }
+}
 
 /// How a checkpoint's weights are stored.
 pub(super) enum Weights {
@@ -23,12 +43,10 @@ pub(super) enum Weights {
 }
 
 /// How the weights are stored, or what is missing from the list of files.
-pub(super) fn weight_files(files: &[String]) -> Result<Weights, String> {
+pub(super) fn weight_files(files: &[String], purpose: Purpose) -> Result<Weights, String> {
     let has = |name: &str| files.iter().any(|file| file == name);
-    let missing: Vec<&str> = ["config.json", "tokenizer.json"]
-        .into_iter()
-        .filter(|name| !has(name))
-        .collect();
+    let needed = purpose.needed().iter().copied();
+    let missing: Vec<&str> = needed.filter(|name| !has(name)).collect();
     if !missing.is_empty() {
         return Err(format!("it has no {}", missing.join(" and no ")));
     }
@@ -73,8 +91,9 @@ pub(super) fn shards_of(index: &Path) -> Result<Vec<String>, Failure> {
 }
 
 /// The files of a complete checkpoint folder; `None` if one is missing.
-pub(super) fn checkpoint_files(folder: &Path) -> Option<Vec<SnapshotFile>> {
-    let mut names: Vec<String> = vec!["config.json".into(), "tokenizer.json".into()];
+pub(super) fn checkpoint_files(folder: &Path, purpose: Purpose) -> Option<Vec<SnapshotFile>> {
+    let needed = purpose.needed().iter();
+    let mut names: Vec<String> = needed.map(|name| (*name).to_owned()).collect();
     if folder.join(SINGLE).exists() {
         names.push(SINGLE.into());
     } else {
@@ -110,7 +129,11 @@ mod tests {
 
     #[test]
     fn a_repository_says_what_it_lacks() {
-        let missing = |files: &[&str]| weight_files(&names(files)).err().unwrap_or_default();
+        let missing = |files: &[&str]| {
+            weight_files(&names(files), Purpose::LanguageModel)
+                .err()
+                .unwrap_or_default()
+        };
         assert_eq!(
             missing(&["config.json", "tokenizer.json", "model.safetensors"]),
             ""
@@ -155,16 +178,16 @@ mod tests {
         for name in ["config.json", "tokenizer.json"] {
             fs::write(folder.path().join(name), "{}").unwrap();
         }
-        assert!(checkpoint_files(folder.path()).is_none());
+        assert!(checkpoint_files(folder.path(), Purpose::LanguageModel).is_none());
         fs::write(
             folder.path().join(INDEX),
             r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#,
         )
         .unwrap();
         fs::write(folder.path().join("1.safetensors"), "x").unwrap();
-        assert!(checkpoint_files(folder.path()).is_none());
+        assert!(checkpoint_files(folder.path(), Purpose::LanguageModel).is_none());
         fs::write(folder.path().join("2.safetensors"), "yz").unwrap();
-        let files = checkpoint_files(folder.path()).unwrap();
+        let files = checkpoint_files(folder.path(), Purpose::LanguageModel).unwrap();
         assert_eq!(
             files.iter().map(|file| file.bytes).sum::<u64>(),
             2 + 2 + 60 + 1 + 2

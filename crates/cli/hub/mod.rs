@@ -20,6 +20,8 @@ use crate::failure::Failure;
 use download::download;
 use files::{INDEX, OPTIONAL, SINGLE, Weights, checkpoint_files, shards_of, weight_files};
 
+pub use files::Purpose;
+
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// How long the hub may take to answer its first question before it counts as out of reach.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -90,7 +92,12 @@ impl Hub {
 
     /// The folder of `model`: itself if it is a folder, else its snapshot in the cache, else
     /// fetched from the hub.
-    pub fn resolve(&self, model: &str, revision: Option<&str>) -> Result<PathBuf, Failure> {
+    pub fn resolve(
+        &self,
+        model: &str,
+        revision: Option<&str>,
+        purpose: Purpose,
+    ) -> Result<PathBuf, Failure> {
         let folder = Path::new(model);
         if folder.is_dir() {
             return Ok(folder.to_owned());
@@ -102,14 +109,14 @@ impl Hub {
             .hint("a hub id reads `owner/name`; a folder has to exist and hold config.json"));
         }
         let revision = revision.unwrap_or("main");
-        match self.cached(model, revision) {
+        match self.cached(model, revision, purpose) {
             Some(snapshot) => Ok(snapshot.path),
-            None => Ok(self.fetch(model, revision)?.path),
+            None => Ok(self.fetch(model, revision, purpose)?.path),
         }
     }
 
     /// Brings `id` at `revision` into the cache, or finds it there, and checks that it is whole.
-    pub fn fetch(&self, id: &str, revision: &str) -> Result<Snapshot, Failure> {
+    pub fn fetch(&self, id: &str, revision: &str, purpose: Purpose) -> Result<Snapshot, Failure> {
         if !is_hub_id(id) {
             let hint = if Path::new(id).is_dir() {
                 "this is a folder on this machine: name it as `model.id`, nothing has to be fetched"
@@ -119,7 +126,7 @@ impl Hub {
             return Err(Failure::usage(format!("`{id}` is not a hub id")).hint(hint));
         }
         if self.offline {
-            return self.cached(id, revision).ok_or_else(|| {
+            return self.cached(id, revision, purpose).ok_or_else(|| {
                 Failure::failed(format!(
                     "{id} (revision {revision}) is not in the cache {}, and HF_HUB_OFFLINE forbids asking the hub",
                     self.cache.path().display()
@@ -142,7 +149,7 @@ impl Hub {
         let (commit, files) = match list_files(&named) {
             Ok(listing) => listing,
             Err(problem) if problem.unreachable => {
-                if let Some(snapshot) = self.cached(id, revision) {
+                if let Some(snapshot) = self.cached(id, revision, purpose) {
                     eprintln!(
                         "The hub at {} does not answer; the copy in the cache is used (commit {}).",
                         self.endpoint, snapshot.commit
@@ -158,7 +165,7 @@ impl Hub {
             }
             Err(problem) => return Err(self.refused(id, revision, &problem)),
         };
-        let weights = weight_files(&files).map_err(|missing| {
+        let weights = weight_files(&files, purpose).map_err(|missing| {
             Failure::failed(format!(
                 "{id} (commit {commit}) is not a checkpoint that Calor can read: {missing}"
             ))
@@ -173,7 +180,8 @@ impl Hub {
             commit.clone(),
         ));
         let folder = self.repo(id, &commit).pointer_path(&commit);
-        let mut wanted = vec!["config.json".to_owned(), "tokenizer.json".to_owned()];
+        let needed = purpose.needed().iter();
+        let mut wanted: Vec<String> = needed.map(|name| (*name).to_owned()).collect();
         wanted.extend(
             OPTIONAL
                 .iter()
@@ -203,7 +211,7 @@ impl Hub {
     }
 
     /// The snapshot in the cache, if all of its files are there.
-    fn cached(&self, id: &str, revision: &str) -> Option<Snapshot> {
+    fn cached(&self, id: &str, revision: &str, purpose: Purpose) -> Option<Snapshot> {
         let reference = self
             .cache
             .path()
@@ -215,7 +223,7 @@ impl Hub {
             Err(_) => revision.to_owned(),
         };
         let path = self.repo(id, revision).pointer_path(&commit);
-        let files = checkpoint_files(&path)?;
+        let files = checkpoint_files(&path, purpose)?;
         Some(Snapshot {
             id: id.to_owned(),
             revision: revision.to_owned(),

@@ -131,6 +131,7 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
             let options = ModelOptions {
                 lora,
                 head,
+                fusion: None,
                 seed,
                 dtype,
             };
@@ -400,6 +401,7 @@ impl Batch {
                     length: *length,
                 })
                 .collect(),
+            soft: None,
         }
     }
 }

@@ -81,11 +81,11 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
         plan,
         task,
         objective,
-        ..
+        fusion,
     } = Opening::new(options, observer)?;
 
     observer.stage(Stage::Load);
-    let options_of_model = model_options(recipe, &checkpoint, task.classes.len());
+    let options_of_model = model_options(recipe, &checkpoint, task.classes.len(), fusion);
     let mut model = Model::load(&checkpoint, &options_of_model, &device)?;
     let model_size = model.size();
     let adapted_modules = model.lora_modules().len();
@@ -93,7 +93,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
     observer.stage(Stage::Train);
     let mut meter = Meter::open(&recipe.energy, &options.device.metered(&device))
         .map_err(|error| TrainError::Meter(Box::new(error)))?;
-    let largest = largest_micro_batch(&plan, &data, options.device.seq_multiple());
+    let largest = largest_micro_batch(&plan, &data, options.device.seq_multiple())?;
     let (rows, seq) = (largest.batch.rows, largest.batch.seq);
     let supervised = largest.batch.supervised_count.max(1) as f64;
     let mut step = TrainStep::new(
@@ -108,7 +108,12 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
         &mut model,
         std::iter::once(largest),
         |model: &Model, batch: PrefetchedBatch, _: &mut Meter| {
-            let input = upload::input(&batch.batch, &device);
+            let input = upload::input(
+                &batch.batch,
+                model.options().fusion.as_ref(),
+                |_| false,
+                &device,
+            )?;
             let outputs = model.forward(&input, Mode::Train { dropout_seed: 0 });
             Ok(objective.loss(outputs, &batch.batch.targets, &device))
         },
@@ -165,7 +170,11 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
 }
 
 /// The micro-batch of the first epoch with the most positions, padding included.
-fn largest_micro_batch(plan: &RunPlan, data: &Data, seq_multiple: usize) -> PrefetchedBatch {
+fn largest_micro_batch(
+    plan: &RunPlan,
+    data: &Data,
+    seq_multiple: usize,
+) -> Result<PrefetchedBatch, TrainError> {
     let row_length = |row: &Vec<u32>| -> usize {
         let lengths = row
             .iter()
@@ -181,12 +190,13 @@ fn largest_micro_batch(plan: &RunPlan, data: &Data, seq_multiple: usize) -> Pref
         .flat_map(|step: Step| step.micro_batches)
         .max_by_key(|micro| positions(&micro.rows))
         .expect("a plan has a step, and a step a micro-batch");
-    let batch = collate(&data.prepared, &largest, data.pad_id, seq_multiple);
-    PrefetchedBatch {
+    let mut batch = collate(&data.prepared, &largest, data.pad_id, seq_multiple);
+    data.items.fill(&mut batch)?;
+    Ok(PrefetchedBatch {
         step: 0,
         micro: 0,
         micro_count: 1,
         step_supervised_count: batch.supervised_count,
         batch,
-    }
+    })
 }

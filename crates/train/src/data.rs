@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use calor_records::{Cohort, Labels, Split};
+use calor_records::{Cohort, Labels, Modality, Split};
 use calor_sequence::{
-    PatientTokenizer, Prepared, SampleSet, SequenceOptions, Targets, TaskLabels, ValueStatistics,
-    prepare,
+    ItemStore, PatientTokenizer, Prepared, SampleSet, Scaling, SequenceOptions, Targets,
+    TaskLabels, ValueStatistics, prepare,
 };
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ use crate::TrainError;
 use crate::artifacts::report::SplitCounts;
 use crate::objective::{ClassCounts, TargetScale};
 use crate::observer::{Observer, Stage};
-use crate::recipe::TaskKind;
+use crate::recipe::{ModalitySection, TaskKind};
 
 /// What an adapter has to know about the patients it was trained on: `task.json` beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct TaskFile {
     pub sequence: SequenceOptions,
     /// Quantiles of the training patients, with which others are written too.
     pub statistics: ValueStatistics,
+    /// What standardises the items of each stream of `sequence`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scalings: Vec<Option<Scaling>>,
 }
 
 /// The version of [`TaskFile`] that is read and written.
@@ -49,7 +52,9 @@ pub(crate) struct Source<'a> {
     pub kind: TaskKind,
     /// Names of label sets, or paths; empty: every subject at its last event.
     pub labels: Vec<&'a str>,
-    pub sequence: &'a SequenceOptions,
+    pub sequence: SequenceOptions,
+    /// How the items of the streams of `sequence` are decoded.
+    pub modality: &'a ModalitySection,
     /// The checkpoint's folder, for its tokenizer.
     pub checkpoint: &'a Path,
     pub cache: &'a Path,
@@ -60,6 +65,7 @@ pub(crate) struct Source<'a> {
 /// Prepared sequences and what belongs to them.
 pub(crate) struct Data {
     pub prepared: Arc<Prepared>,
+    pub items: Arc<ItemStore>,
     pub pad_id: u32,
     pub vocab_size: usize,
 }
@@ -89,7 +95,7 @@ impl Data {
             &cohort,
             &labels,
             &tokenizer,
-            source.sequence,
+            &source.sequence,
             statistics,
             source.cache,
             &progress,
@@ -99,11 +105,44 @@ impl Data {
                 "the cached sequences were prepared again: {reason}"
             ));
         }
+        let items = source.item_store(&prepared)?;
         Ok(Data {
             prepared: Arc::new(prepared),
+            items: Arc::new(items),
             pad_id: tokenizer.pad_id(),
             vocab_size: tokenizer.vocab_size(),
         })
+    }
+
+    /// Files of each modality that could not be decoded and counted as missing, where there were any.
+    pub fn absent_items(&self) -> BTreeMap<String, u64> {
+        let streams = self.prepared.streams().iter();
+        let names = streams.map(|stream| stream.modality.name().to_owned());
+        names
+            .zip(self.items.absent())
+            .filter(|(_, files)| *files > 0)
+            .collect()
+    }
+
+    /// Shape of an item of each stream, as training patients have it: `[variables]` of a series;
+    /// `None` where there is none.
+    ///
+    /// # Errors
+    /// An item that cannot be decoded.
+    pub fn shapes(&self) -> Result<Vec<Option<Vec<usize>>>, TrainError> {
+        let statistics = self.prepared.statistics();
+        let training = self.set(Split::Train);
+        let mut shapes = Vec::new();
+        for (number, stream) in self.prepared.streams().iter().enumerate() {
+            shapes.push(match stream.modality {
+                Modality::Series => {
+                    let variables = stream.variables(statistics).len();
+                    (variables > 0).then(|| vec![variables])
+                }
+                _ => self.items.shape(&self.prepared, &training, number)?,
+            });
+        }
+        Ok(shapes)
     }
 
     pub fn set(&self, split: Split) -> SampleSet {
@@ -181,6 +220,24 @@ impl Data {
 }
 
 impl Source<'_> {
+    /// The files behind modality items, standardised as in training.
+    fn item_store(&self, prepared: &Prepared) -> Result<ItemStore, TrainError> {
+        let streams = self.modality.streams();
+        let decodings = self.sequence.streams.iter().map(|options| {
+            let stream = streams
+                .iter()
+                .find(|stream| stream.options.modality == options.modality);
+            stream.and_then(|stream| stream.decoding.clone())
+        });
+        let memory_bytes = self.modality.memory_mib << 20;
+        let mut items = ItemStore::new(self.cohort, self.cache, decodings.collect(), memory_bytes);
+        match self.trained {
+            Some(trained) => items.set_scalings(trained.scalings.clone()),
+            None => items.fit_scalings(prepared, &prepared.split(Split::Train))?,
+        }
+        Ok(items)
+    }
+
     fn read_labels(&self, cohort: &Cohort) -> Result<TaskLabels, TrainError> {
         if self.labels.is_empty() {
             return Ok(TaskLabels::unlabelled(

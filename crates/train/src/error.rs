@@ -8,6 +8,15 @@ use crate::recipe::RecipeError;
 /// none carries a patient's identifier, value or text.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
+    /// Items of a modality that the model cannot read.
+    #[error("modality `{modality}`: {problem}")]
+    Item {
+        /// Its name in recipes.
+        modality: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+
     /// The recipe cannot be used as it is.
     #[error(transparent)]
     Recipe(#[from] RecipeError),

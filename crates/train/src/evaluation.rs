@@ -9,7 +9,7 @@ use calor_evaluate::{
 use calor_meter::{Counts, Meter, Purpose};
 use calor_model::{Mode, Model};
 use calor_sequence::{
-    BatchPlan, Order, PlanOptions, Prefetcher, SampleSet, SequenceOptions, Targets,
+    BatchPlan, Order, PlacedItem, PlanOptions, Prefetcher, SampleSet, SequenceOptions, Targets,
 };
 
 use crate::TrainError;
@@ -46,6 +46,8 @@ pub(crate) struct Scoring<'a> {
     pub sequence: &'a SequenceOptions,
     pub micro_batch: usize,
     pub device: DeviceSpec,
+    /// Streams whose items count as missing.
+    pub withheld: &'a [usize],
 }
 
 impl Scoring<'_> {
@@ -72,6 +74,7 @@ impl Scoring<'_> {
         let steps = (0..plan.steps()).map(move |step| plan.step(step));
         let batches = Prefetcher::new(
             data.prepared.clone(),
+            data.items.clone(),
             steps,
             data.pad_id,
             self.device.seq_multiple(),
@@ -83,8 +86,11 @@ impl Scoring<'_> {
             if stop.is_set() {
                 return Ok(None);
             }
-            let batch = batch.batch;
-            let outputs = model.forward(&upload::input(&batch, &device), Mode::Infer);
+            let batch = batch?.batch;
+            let withheld = |item: &PlacedItem| self.withheld.contains(&item.stream);
+            let input = upload::input(&batch, model.options().fusion.as_ref(), withheld, &device)?;
+            model.check_soft(&input)?;
+            let outputs = model.forward(&input, Mode::Infer);
             let [_, width] = outputs.dims();
             let values = outputs
                 .try_into_data()
@@ -324,6 +330,34 @@ impl Scored {
             &patients,
             &options,
         )?))
+    }
+
+    /// Probabilities of the samples whose labels are all known.
+    pub(crate) fn complete_probabilities(&self) -> Vec<f64> {
+        Owned::new(self, &self.complete_rows()).probabilities
+    }
+
+    /// Calls `use_them` with the targets and the patients of the samples whose labels are all known.
+    pub(crate) fn with_targets<T>(
+        &self,
+        use_them: impl FnOnce(calor_evaluate::Targets<'_>, &[i64]) -> T,
+    ) -> T {
+        let rows = self.complete_rows();
+        let owned = Owned::new(self, &rows);
+        let patients: Vec<i64> = rows.iter().map(|row| self.subject_ids[*row]).collect();
+        let targets = match self.task.kind {
+            TaskKind::Binary => calor_evaluate::Targets::Binary(&owned.flags),
+            TaskKind::Multiclass => calor_evaluate::Targets::Multiclass {
+                classes: self.width,
+                targets: &owned.classes,
+            },
+            TaskKind::Multilabel => calor_evaluate::Targets::Multilabel {
+                labels: self.width,
+                targets: &owned.flags,
+            },
+            TaskKind::Regression => calor_evaluate::Targets::Regression(&owned.numbers),
+        };
+        use_them(targets, &patients)
     }
 
     /// Samples whose labels are all known.

@@ -16,6 +16,7 @@ pub(crate) fn scored(
         scale: None,
         sequence: SequenceOptions::default(),
         statistics: Default::default(),
+        scalings: Vec::new(),
     };
     let count = targets.len() as i64;
     Scored {

@@ -105,6 +105,18 @@ pub(crate) fn finish(
                 .split_counts(recipe.task.kind, &run.data.set(split)),
         )
     });
+    let absent_items = run.data.absent_items();
+    for (modality, files) in &absent_items {
+        observer.warning(&format!(
+            "{files} files of the modality `{modality}` could not be decoded and counted as missing"
+        ));
+    }
+    let (cut_items, cut_s) = run.data.items.cut();
+    if cut_items > 0 {
+        observer.warning(&format!(
+            "`max_seconds` cut {cut_items} items by {cut_s:.0} seconds in all"
+        ));
+    }
     let report = Report {
         schema: REPORT_SCHEMA,
         name: recipe.name.clone(),
@@ -142,6 +154,9 @@ pub(crate) fn finish(
                 .filter(|(_, counts)| counts.samples > 0)
                 .collect(),
             sequences: run.data.prepared.report().clone(),
+            absent_items,
+            cut_items,
+            cut_s,
         },
         training: TrainingReport {
             steps: run.state.step,

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ablation;
 pub mod artifacts;
 mod bench;
 mod check;
@@ -27,11 +28,13 @@ mod run_folder;
 pub mod schedule;
 pub mod seed;
 mod session;
+mod soft;
 pub mod step;
 mod trainer;
 mod upload;
 mod usage;
 
+pub use ablation::{Sources, ablate};
 pub use bench::{BenchTask, StepBenchOptions, StepBenchReport, step_bench};
 pub use check::{CheckReport, Trial, check};
 pub use data::{TASK_FILE, TaskFile, label_folder};

@@ -1,6 +1,6 @@
 //! What a run starts from: checkpoint, patients, plan and loss, checked against each other.
 
-use calor_model::Checkpoint;
+use calor_model::{Checkpoint, FusionOptions, StreamDemand};
 use calor_records::Split;
 use calor_sequence::SampleSet;
 
@@ -9,7 +9,9 @@ use crate::data::{Data, Source, TASK_FORMAT, TaskFile};
 use crate::objective::Objective;
 use crate::observer::Observer;
 use crate::plan::RunPlan;
+use crate::recipe::modality::fusion;
 use crate::recipe::{Recipe, TaskKind};
+use crate::seed::derive;
 use crate::session::{RunOptions, misfit};
 
 /// All that a recipe names, opened; no weight has been read yet.
@@ -19,6 +21,8 @@ pub(crate) struct Opening {
     pub plan: RunPlan,
     pub task: TaskFile,
     pub objective: Objective,
+    /// What the model makes of modality items.
+    pub fusion: Option<FusionOptions>,
 }
 
 impl Opening {
@@ -50,14 +54,56 @@ impl Opening {
             task.scale,
         )
         .map_err(does_not_fit)?;
+        let fusion = fused(recipe, &checkpoint, &data, observer)?;
         Ok(Opening {
             checkpoint,
             data,
             plan,
             task,
             objective,
+            fusion,
         })
     }
+}
+
+/// What the model makes of modality items, checked against the items there are.
+fn fused(
+    recipe: &Recipe,
+    checkpoint: &Checkpoint,
+    data: &Data,
+    observer: &mut dyn Observer,
+) -> Result<Option<FusionOptions>, TrainError> {
+    let streams = recipe.modality.streams();
+    let shapes = data.shapes()?;
+    let widths: Vec<Option<usize>> = shapes
+        .iter()
+        .map(|shape| shape.as_ref().and_then(|shape| shape.first().copied()))
+        .collect();
+    let sites = data.prepared.statistics().sites.len();
+    let seed = derive(recipe.train.seed, "new encoders", &[]);
+    let Some(fusion) = fusion(&streams, &widths, sites, seed) else {
+        return Ok(None);
+    };
+    let mut demand = Vec::new();
+    for ((stream, spec), (shape, width)) in streams
+        .iter()
+        .zip(&fusion.streams)
+        .zip(shapes.iter().zip(widths))
+    {
+        demand.push(StreamDemand {
+            items: stream.options.max_items,
+            features: width,
+        });
+        match shape {
+            Some(shape) => spec.check_item(shape)?,
+            None => observer.warning(&format!(
+                "no training patient has an item of the modality `{}`",
+                stream.options.modality.name()
+            )),
+        }
+    }
+    fusion.check(checkpoint.config(), &demand)?;
+    Ok(Some(fusion))
 }
 
 /// Where the patients of a run come from.
@@ -67,7 +113,8 @@ fn source(options: &RunOptions) -> Source<'_> {
         cohort: &recipe.cohort.path,
         kind: recipe.task.kind,
         labels: recipe.task.labels.names(),
-        sequence: &recipe.sequence,
+        sequence: recipe.modality.sequence(&recipe.sequence),
+        modality: &recipe.modality,
         checkpoint: &options.checkpoint,
         cache: &options.cache,
         trained: None,
@@ -88,7 +135,8 @@ fn task_file(recipe: &Recipe, data: &Data, training: &SampleSet) -> TaskFile {
             .collect(),
         classes: data.prepared.classes().to_vec(),
         scale: (recipe.task.kind == TaskKind::Regression).then(|| data.target_scale(training)),
-        sequence: recipe.sequence.clone(),
+        sequence: recipe.modality.sequence(&recipe.sequence),
         statistics: data.prepared.statistics().clone(),
+        scalings: data.items.scalings().to_vec(),
     }
 }

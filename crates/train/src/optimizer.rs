@@ -61,6 +61,10 @@ pub struct LearningRates {
     pub adapter: f64,
     /// Of the head and other tensors trained in full.
     pub head: f64,
+    /// Of modality encoders.
+    pub encoder: f64,
+    /// Of what makes soft tokens of their output.
+    pub projector: f64,
 }
 
 impl LearningRates {
@@ -69,6 +73,8 @@ impl LearningRates {
         LearningRates {
             adapter: rate,
             head: rate,
+            encoder: rate,
+            projector: rate,
         }
     }
 
@@ -76,6 +82,8 @@ impl LearningRates {
         match group {
             ParameterGroup::Adapter => self.adapter,
             ParameterGroup::Head => self.head,
+            ParameterGroup::Encoder => self.encoder,
+            ParameterGroup::Projector => self.projector,
         }
     }
 }

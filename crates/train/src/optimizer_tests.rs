@@ -148,6 +148,8 @@ fn updates_clipping_and_moments_equal_those_of_pytorch() {
         let rates = LearningRates {
             adapter: case.learning_rate,
             head: case.head_learning_rate,
+            encoder: case.head_learning_rate,
+            projector: case.head_learning_rate,
         };
         let mut tensors = Tensors::new(&case.start, &device);
         let mut optimizer = AdamW::new(options);
@@ -200,6 +202,8 @@ fn a_restored_optimizer_goes_on_bit_for_bit() {
     let rates = LearningRates {
         adapter: case.learning_rate,
         head: case.head_learning_rate,
+        encoder: case.head_learning_rate,
+        projector: case.head_learning_rate,
     };
     let run = |cut: Option<usize>| {
         let mut tensors = Tensors::new(&case.start, &device);

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use calor_meter::{FlopModel, Meter, PeakFlops, Precision};
 use calor_model::{
-    Checkpoint, Family, HeadOptions, LoraOptions, Model, ModelConfig, ModelOptions, Patterned,
-    Patterns, Pooling, Problem, Targets,
+    Checkpoint, Family, FusionOptions, HeadOptions, LoraOptions, Model, ModelConfig, ModelOptions,
+    Patterned, Patterns, Pooling, Problem, Targets,
 };
 
 use crate::TrainError;
@@ -141,6 +141,7 @@ pub(crate) fn model_options(
     recipe: &Recipe,
     checkpoint: &Checkpoint,
     classes: usize,
+    fusion: Option<FusionOptions>,
 ) -> ModelOptions {
     ModelOptions {
         lora: lora_options(&recipe.adapter),
@@ -150,6 +151,7 @@ pub(crate) fn model_options(
             recipe.task.pooling,
             checkpoint.config().family(),
         ),
+        fusion,
         seed: derive(recipe.train.seed, "new weights", &[]),
         dtype: float_dtype(recipe.model.dtype),
     }

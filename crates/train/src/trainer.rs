@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use calor_meter::{Counts, Meter, Phase, Purpose};
 use calor_model::{Mode, Model};
 use calor_records::Split;
-use calor_sequence::{PrefetchedBatch, Prefetcher};
+use calor_sequence::{PlacedItem, PrefetchedBatch, Prefetcher, SequenceError};
 
 use crate::TrainError;
 use crate::artifacts::metrics::{EvaluationLine, MetricsFile, MetricsLine, StepLine};
@@ -76,6 +76,7 @@ pub fn train(
         plan,
         task,
         objective,
+        fusion,
     } = Opening::new(options, observer)?;
     let tuning = data.set(Split::Tuning);
     if tuning.is_empty() {
@@ -87,7 +88,7 @@ pub fn train(
     let hashing = Hashing::start(&options.checkpoint);
     let mut model = Model::load(
         &checkpoint,
-        &model_options(recipe, &checkpoint, task.classes.len()),
+        &model_options(recipe, &checkpoint, task.classes.len(), fusion),
         &device,
     )?;
     let adamw = AdamWOptions {
@@ -155,9 +156,11 @@ pub fn train(
             .micro_batch
             .unwrap_or(recipe.train.micro_batch),
         device: options.device,
+        withheld: &[],
     };
     let mut batches = Prefetcher::new(
         data.prepared.clone(),
+        data.items.clone(),
         plan.steps_from(state.step),
         data.pad_id,
         options.device.seq_multiple(),
@@ -274,29 +277,47 @@ pub fn train(
             window = Some(purpose);
         }
         let factor = schedule.factor(state.step);
+        let head_rate = recipe
+            .train
+            .head_learning_rate
+            .unwrap_or(recipe.train.learning_rate);
         let rates = LearningRates {
             adapter: recipe.train.learning_rate * factor,
-            head: recipe
-                .train
-                .head_learning_rate
-                .unwrap_or(recipe.train.learning_rate)
-                * factor,
+            head: head_rate * factor,
+            encoder: recipe.train.encoder_learning_rate.unwrap_or(head_rate) * factor,
+            projector: recipe.train.projector_learning_rate.unwrap_or(head_rate) * factor,
         };
         let Some(first) = meter.time(Phase::Data, || batches.next()) else {
             unreachable!("the plan has a batch for every step");
         };
+        let first = first?;
         let supervised = first.step_supervised_count.max(1) as f64;
         let others = first.micro_count - 1;
-        let micro_batches = std::iter::once(first).chain(batches.by_ref().take(others));
-        let forward = |model: &Model, batch: PrefetchedBatch, meter: &mut Meter| {
-            count(meter, purpose, &batch);
-            let dropout_seed = derive(seed, "dropout", &[step, batch.micro as u64]);
-            let outputs = model.forward(
-                &upload::input(&batch.batch, &device),
-                Mode::Train { dropout_seed },
-            );
-            Ok(objective.loss(outputs, &batch.batch.targets, &device))
-        };
+        let micro_batches = std::iter::once(Ok(first)).chain(batches.by_ref().take(others));
+        let forward =
+            |model: &Model, batch: Result<PrefetchedBatch, SequenceError>, meter: &mut Meter| {
+                let batch = batch?;
+                count(meter, purpose, &batch);
+                let dropout_seed = derive(seed, "dropout", &[step, batch.micro as u64]);
+                let withheld = |item: &PlacedItem| {
+                    let sample = batch.batch.samples[item.span];
+                    let drawn = derive(
+                        seed,
+                        "modality dropout",
+                        &[step, sample, item.stream as u64],
+                    );
+                    (drawn as f64) < recipe.modality.dropout * 2f64.powi(64)
+                };
+                let input = upload::input(
+                    &batch.batch,
+                    model.options().fusion.as_ref(),
+                    withheld,
+                    &device,
+                )?;
+                model.check_soft(&input)?;
+                let outputs = model.forward(&input, Mode::Train { dropout_seed });
+                Ok(objective.loss(outputs, &batch.batch.targets, &device))
+            };
         let result = train_step
             .run(
                 &mut model,

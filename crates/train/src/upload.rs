@@ -1,13 +1,24 @@
 //! From host batches to the device: the only place that knows both.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use calor_model::{ModelInput, SampleSpan};
-use calor_sequence::{HostBatch, Targets};
+use calor_model::{FusionOptions, ModelInput, SampleSpan};
+use calor_sequence::{HostBatch, PlacedItem, Targets};
 
-/// Tensors of a micro-batch on `device`.
-pub(crate) fn input(batch: &HostBatch, device: &Device) -> ModelInput {
+use crate::TrainError;
+use crate::soft;
+
+/// Tensors of a micro-batch on `device`; modality items that `withheld` names count as missing.
+///
+/// # Errors
+/// Modality items that the model cannot read.
+pub(crate) fn input(
+    batch: &HostBatch,
+    fusion: Option<&FusionOptions>,
+    withheld: impl Fn(&PlacedItem) -> bool,
+    device: &Device,
+) -> Result<ModelInput, TrainError> {
     let matrix = |values: &[i32]| integers(values, [batch.rows, batch.seq], device);
-    ModelInput {
+    Ok(ModelInput {
         input_ids: matrix(&batch.input_ids),
         positions: matrix(&batch.positions),
         segments: matrix(&batch.segments),
@@ -20,7 +31,8 @@ pub(crate) fn input(batch: &HostBatch, device: &Device) -> ModelInput {
                 length: span.length,
             })
             .collect(),
-    }
+        soft: soft::input(batch, fusion, withheld, device)?,
+    })
 }
 
 /// Class numbers, `[samples]`.

@@ -2,13 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use calor_meter::{Meter, MeterReport, Phase, Purpose};
 use calor_model::{Checkpoint, Model};
 use calor_records::Split;
+use calor_sequence::{SampleSet, SequenceOptions};
 
 use crate::TrainError;
 use crate::artifacts::report::{FileHash, Report, SplitEvaluation};
-use crate::data::{Data, Source, label_folder};
+use crate::data::{Data, Source, TaskFile, label_folder};
 use crate::device::{DeviceSpec, synchronise};
 use crate::evaluation::{Scored, Scoring};
 use crate::files::{hash_file, read_json};
@@ -122,14 +124,17 @@ pub fn predict(
 }
 
 /// A run that is opened for use.
-struct Using<'a> {
+pub(crate) struct Using<'a> {
     options: &'a UseOptions,
-    recipe: Recipe,
+    pub recipe: Recipe,
     adapter: PathBuf,
+    pub task: TaskFile,
+    checkpoint: Checkpoint,
+    device: Device,
 }
 
 impl<'a> Using<'a> {
-    fn open(options: &'a UseOptions) -> Result<Using<'a>, TrainError> {
+    pub fn open(options: &'a UseOptions) -> Result<Using<'a>, TrainError> {
         let recipe = run_recipe(&options.run)?;
         let adapter = options.run.join("adapter");
         if !adapter.exists() {
@@ -146,6 +151,9 @@ impl<'a> Using<'a> {
         }
         Ok(Using {
             options,
+            task: read_task(&adapter)?,
+            device: open_device(options.device, recipe.model.dtype)?,
+            checkpoint: Checkpoint::open(&options.checkpoint)?,
             recipe,
             adapter,
         })
@@ -165,24 +173,40 @@ impl<'a> Using<'a> {
         observer: &mut dyn Observer,
         stop: &StopFlag,
     ) -> Result<Option<(Scored, MeterReport)>, TrainError> {
-        let (options, recipe) = (self.options, &self.recipe);
-        let task = read_task(&self.adapter)?;
-        let device = open_device(options.device, recipe.model.dtype)?;
-        let checkpoint = Checkpoint::open(&options.checkpoint)?;
+        let data = self.data(self.task.sequence.clone(), labelled, observer)?;
+        let set = self.set(&data, split)?;
+        observer.stage(Stage::Load);
+        let model = self.model()?;
+        observer.stage(Stage::Evaluate);
+        self.scored(&model, &data, &set, &[], observer, stop)
+    }
+
+    /// The patients, written as `sequence` says.
+    pub fn data(
+        &self,
+        sequence: SequenceOptions,
+        labelled: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<Data, TrainError> {
         let source = Source {
             cohort: self.cohort(),
-            kind: task.kind,
+            kind: self.task.kind,
             labels: if labelled {
-                recipe.task.labels.names()
+                self.recipe.task.labels.names()
             } else {
                 Vec::new()
             },
-            sequence: &task.sequence,
-            checkpoint: &options.checkpoint,
-            cache: &options.cache,
-            trained: Some(&task),
+            sequence,
+            modality: &self.recipe.modality,
+            checkpoint: &self.options.checkpoint,
+            cache: &self.options.cache,
+            trained: Some(&self.task),
         };
-        let data = Data::load(&source, observer)?;
+        Data::load(&source, observer)
+    }
+
+    /// The samples of a split, or all; an error if there are none.
+    pub fn set(&self, data: &Data, split: Option<Split>) -> Result<SampleSet, TrainError> {
         let set = match split {
             Some(split) => data.set(split),
             None => data.prepared.all(),
@@ -191,39 +215,63 @@ impl<'a> Using<'a> {
             let which = split.map_or("patients".to_owned(), |split| {
                 format!("patients in the split `{}`", split.name())
             });
-            return Err(TrainError::Task {
-                task: task.kind.name(),
-                problem: format!("{} has no labelled {which}", self.cohort().display()),
-            });
+            return Err(self.problem(format!(
+                "{} has no labelled {which}",
+                self.cohort().display()
+            )));
         }
-        observer.stage(Stage::Load);
-        let model = Model::load_with_adapter(
-            &checkpoint,
+        Ok(set)
+    }
+
+    /// The checkpoint with the run's adapter.
+    pub fn model(&self) -> Result<Model, TrainError> {
+        Ok(Model::load_with_adapter(
+            &self.checkpoint,
             &self.adapter,
-            float_dtype(recipe.model.dtype),
-            &device,
-        )?;
-        let mut meter = Meter::open(&recipe.energy, &options.device.metered(&device))
+            float_dtype(self.recipe.model.dtype),
+            &self.device,
+        )?)
+    }
+
+    /// Scores a set; items of the streams that are `withheld` count as missing.
+    pub fn scored(
+        &self,
+        model: &Model,
+        data: &Data,
+        set: &SampleSet,
+        withheld: &[usize],
+        observer: &mut dyn Observer,
+        stop: &StopFlag,
+    ) -> Result<Option<(Scored, MeterReport)>, TrainError> {
+        let (recipe, device) = (&self.recipe, &self.device);
+        let mut meter = Meter::open(&recipe.energy, &self.options.device.metered(device))
             .map_err(|error| TrainError::Meter(Box::new(error)))?;
-        observer.stage(Stage::Evaluate);
-        let micro_batch = recipe
-            .evaluate
-            .micro_batch
-            .unwrap_or(recipe.train.micro_batch);
         let scoring = Scoring {
-            task: &task,
-            sequence: &task.sequence,
-            micro_batch,
-            device: options.device,
+            task: &self.task,
+            sequence: &self.task.sequence,
+            micro_batch: recipe
+                .evaluate
+                .micro_batch
+                .unwrap_or(recipe.train.micro_batch),
+            device: self.options.device,
+            withheld,
         };
-        synchronise(&device, "scoring")?;
+        synchronise(device, "scoring")?;
         meter.begin(Purpose::Evaluation);
         let started = std::time::Instant::now();
-        let scored = scoring.score(&model, &data, &set, &mut meter, observer, stop)?;
+        let scored = scoring.score(model, data, set, &mut meter, observer, stop)?;
         meter.add_phase(Phase::Evaluation, started.elapsed().as_secs_f64());
-        synchronise(&device, "scoring")?;
+        synchronise(device, "scoring")?;
         meter.end();
         Ok(scored.map(|scored| (scored, meter.report())))
+    }
+
+    /// Something about the run's task that does not work out.
+    pub fn problem(&self, problem: String) -> TrainError {
+        TrainError::Task {
+            task: self.task.kind.name(),
+            problem,
+        }
     }
 }
 

@@ -94,6 +94,15 @@ pub struct DataReport {
     pub splits: BTreeMap<String, SplitCounts>,
     /// The report of the preparation: tokens, truncation, quantiles.
     pub sequences: PrepareReport,
+    /// Files of each modality that could not be decoded and counted as missing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub absent_items: BTreeMap<String, u64>,
+    /// Items that `max_seconds` cut, and the seconds that went.
+    #[serde(default)]
+    pub cut_items: u64,
+    /// See `cut_items`.
+    #[serde(default)]
+    pub cut_s: f64,
 }
 
 /// What a split holds.

@@ -75,6 +75,16 @@ pub(super) const SEQUENCE: &[Key] = &[
         KeyKind::List,
         "Codes that are left out; an entry ending in `*` stands for every code that begins so.",
     ),
+    key(
+        "sequence.exclude_sites",
+        KeyKind::List,
+        "Sites (as the column `site` names them) whose rows and items nobody sees, birth and sex included.",
+    ),
+    key(
+        "sequence.text",
+        KeyKind::Boolean,
+        "Whether rows are written as text; without it a patient is what their modality items say.",
+    ),
 ];
 
 /// `[energy]`, read as [`calor_meter::EnergyOptions`].

@@ -6,6 +6,7 @@
 
 mod elsewhere;
 mod error;
+pub(crate) mod modality;
 mod parse;
 mod section;
 mod validate;
@@ -18,6 +19,9 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::schedule::ScheduleKind;
 pub use error::{Place, Problem, RecipeError};
+pub use modality::{
+    ImageSection, ModalitySection, OmicsSection, SeriesSection, SpeechSection, WaveformSection,
+};
 pub use section::{Key, KeyKind};
 
 use section::section;
@@ -40,6 +44,8 @@ section! {
         cohort: CohortSection = CohortSection::default() => Section;
         /// How a patient becomes a sequence of tokens.
         sequence: SequenceOptions = SequenceOptions::default() => Section;
+        /// What becomes soft tokens beside the text.
+        modality: ModalitySection = ModalitySection::default() => Section;
         /// What is trained on top of the frozen checkpoint.
         adapter: AdapterSection = AdapterSection::default() => Section;
         /// The optimizer and the loop.
@@ -265,6 +271,12 @@ section! {
         /// Peak learning rate of the head. Without it, `learning_rate`.
         #[serde(skip_serializing_if = "Option::is_none")]
         head_learning_rate: Option<f64> = None => Number;
+        /// Peak learning rate of modality encoders, towers' adapters included. Without it, the head's.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        encoder_learning_rate: Option<f64> = None => Number;
+        /// Peak learning rate of resamplers, projectors and the embeddings of soft tokens. Without it, the head's.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        projector_learning_rate: Option<f64> = None => Number;
         /// Decoupled weight decay of AdamW.
         weight_decay: f64 = 0.01 => Number;
         /// AdamW's decay of the mean of the gradients.
@@ -351,6 +363,7 @@ pub fn keys() -> Vec<Key> {
         TaskSection::KEYS,
         CohortSection::KEYS,
         elsewhere::SEQUENCE,
+        &modality::keys()[..],
         AdapterSection::KEYS,
         TrainSection::KEYS,
         ScheduleSection::KEYS,

@@ -47,7 +47,11 @@ impl Recipe {
     /// of the folder that the command was started in.
     fn resolve(&mut self) {
         let train = &mut self.train;
-        train.head_learning_rate.get_or_insert(train.learning_rate);
+        let head = *train.head_learning_rate.get_or_insert(train.learning_rate);
+        if !self.modality.streams().is_empty() {
+            train.encoder_learning_rate.get_or_insert(head);
+            train.projector_learning_rate.get_or_insert(head);
+        }
         train
             .checkpoint_every_steps
             .get_or_insert(self.evaluate.every_steps);
@@ -212,14 +216,14 @@ impl Reader {
         } else {
             key.kind.describe()
         };
-        let value = if plain {
+        let parsed = |raw: &str| {
+            let table = format!("value = {raw}").parse::<toml::Table>();
+            table.ok().and_then(|mut table| table.remove("value"))
+        };
+        let value = if plain || (map_key.is_some() && parsed(raw).is_none()) {
             toml::Value::String(raw.to_owned())
         } else {
-            match format!("value = {raw}")
-                .parse::<toml::Table>()
-                .ok()
-                .and_then(|mut parsed| parsed.remove("value"))
-            {
+            match parsed(raw) {
                 Some(value) => value,
                 None => {
                     return Err(vec![self.problem(

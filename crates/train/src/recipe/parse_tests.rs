@@ -87,6 +87,11 @@ fn every_key_is_documented_and_every_documented_key_exists() {
             "train.max_steps=1",
             "train.schedule.warmup_steps=2",
             "energy.grid_intensity_g_per_kwh=100",
+            "modality.image={}",
+            "modality.waveform={}",
+            "modality.series={}",
+            "modality.omics={}",
+            "modality.speech={}",
         ],
     )
     .unwrap();

@@ -1,8 +1,10 @@
 //! Values that have the right type and still make no sense.
 
 use calor_meter::MeterError;
+use calor_records::Modality;
 use calor_sequence::SequenceError;
 
+use super::modality::TEXT;
 use super::{
     AdapterKind, ClassWeighting, ClassWeights, Metric, Place, Problem, Recipe, SCHEMA,
     TargetChoice, TaskKind,
@@ -17,6 +19,7 @@ pub(super) fn problems(recipe: &Recipe, place: &dyn Fn(&str) -> Place) -> Vec<Pr
     header(recipe, &mut found);
     task(recipe, &mut found);
     sequence(recipe, &mut found);
+    modality(recipe, &mut found);
     adapter(recipe, &mut found);
     train(recipe, &mut found);
     evaluate(recipe, &mut found);
@@ -104,6 +107,61 @@ fn header(recipe: &Recipe, found: &mut Found) {
         "is empty",
         "give the folder that holds `data/` and `metadata/`",
     );
+}
+
+fn modality(recipe: &Recipe, found: &mut Found) {
+    let section = &recipe.modality;
+    found.unless(
+        (0.0..1.0).contains(&section.dropout),
+        "modality.dropout",
+        format_args!("is {}", section.dropout),
+        "it is a chance from 0 to below 1",
+    );
+    let names: Vec<&str> = Modality::ALL.map(Modality::name).into();
+    for excluded in &section.exclude {
+        let known = excluded == TEXT || names.contains(&excluded.as_str());
+        found.unless(
+            known,
+            "modality.exclude",
+            format_args!("names `{excluded}`, which is no modality"),
+            format!("there are `{TEXT}`, `{}`", names.join("`, `")),
+        );
+    }
+    let decoding = [
+        (
+            "modality.waveform.decode",
+            section
+                .waveform
+                .as_ref()
+                .and_then(|waveform| waveform.decode.problem()),
+        ),
+        (
+            "modality.speech.decode",
+            section
+                .speech
+                .as_ref()
+                .and_then(|speech| speech.decode.problem()),
+        ),
+    ];
+    for (key, problem) in decoding {
+        if let Some(problem) = problem {
+            found.unless(false, key, format_args!("does not work out: {problem}"), "");
+        }
+    }
+    if let Err(error) = section.sequence(&recipe.sequence).check() {
+        let (key, message) = match error {
+            SequenceError::Modality { modality, problem } => {
+                (format!("modality.{modality}"), problem)
+            }
+            // Everything else is the section `sequence`'s own.
+            SequenceError::Option {
+                key: "text",
+                problem,
+            } => ("modality.exclude".to_owned(), problem),
+            _ => return,
+        };
+        found.unless(false, &key, format_args!(": {message}"), "");
+    }
 }
 
 fn task(recipe: &Recipe, found: &mut Found) {
@@ -239,8 +297,17 @@ fn train(recipe: &Recipe, found: &mut Found) {
         found.at_least_one("train.max_steps", steps);
     }
     found.positive("train.learning_rate", train.learning_rate);
-    if let Some(rate) = train.head_learning_rate {
-        found.positive("train.head_learning_rate", rate);
+    for (key, rate) in [
+        ("train.head_learning_rate", train.head_learning_rate),
+        ("train.encoder_learning_rate", train.encoder_learning_rate),
+        (
+            "train.projector_learning_rate",
+            train.projector_learning_rate,
+        ),
+    ] {
+        if let Some(rate) = rate {
+            found.positive(key, rate);
+        }
     }
     found.not_negative("train.weight_decay", train.weight_decay);
     for (key, value) in [

@@ -230,6 +230,7 @@ fn event(time_us: Option<i64>, code: &str, numeric_value: Option<f32>) -> Event 
         numeric_value,
         text_value: None,
         site: None,
+        items: None,
     }
 }
 

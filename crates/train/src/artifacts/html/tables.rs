@@ -152,13 +152,6 @@ pub(super) fn data(report: &Report) -> Vec<DataRow> {
 }
 
 pub(super) fn sequences(report: &PrepareReport) -> Vec<NamedValue> {
-    let share = |part: u64, whole: u64| {
-        format!(
-            "{} ({:.1} %)",
-            grouped(part),
-            100.0 * part as f64 / whole.max(1) as f64
-        )
-    };
     [
         ("Labelled samples", grouped(report.samples)),
         ("Samples in no split", grouped(report.unassigned_samples)),
@@ -200,7 +193,40 @@ pub(super) fn sequences(report: &PrepareReport) -> Vec<NamedValue> {
         name: name.to_owned(),
         value,
     })
+    .chain(modalities(report))
     .collect()
+}
+
+/// A number and its share of a whole.
+fn share(part: u64, whole: u64) -> String {
+    format!(
+        "{} ({:.1} %)",
+        grouped(part),
+        100.0 * part as f64 / whole.max(1) as f64
+    )
+}
+
+/// Items of each modality, and how many patients have none.
+fn modalities(report: &PrepareReport) -> Vec<NamedValue> {
+    let mut rows: Vec<NamedValue> = report
+        .modalities
+        .iter()
+        .map(|(modality, counts)| NamedValue {
+            name: format!("Items: {modality}"),
+            value: format!(
+                "{}; missing for {}",
+                grouped(counts.items),
+                share(counts.missing_samples, report.samples)
+            ),
+        })
+        .collect();
+    if report.dropped_items > 0 {
+        rows.push(NamedValue {
+            name: "Items beyond `max_items`, left out".to_owned(),
+            value: grouped(report.dropped_items),
+        });
+    }
+    rows
 }
 
 pub(super) fn provenance(report: &Report) -> Vec<NamedValue> {
