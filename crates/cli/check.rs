@@ -100,6 +100,18 @@ fn show(report: &CheckReport) -> String {
             count(size.head_parameters)
         ),
     ]);
+    let (encoders, projectors) = (size.encoder_parameters, size.projector_parameters);
+    if encoders + projectors > 0 {
+        table.row([
+            "modalities".to_owned(),
+            format!(
+                "{} parameters in encoders and {} in projectors, trained; {} in towers, frozen",
+                count(encoders),
+                count(projectors),
+                count(size.tower_parameters)
+            ),
+        ]);
+    }
     table.row([
         "sequences".to_owned(),
         format!(

@@ -58,6 +58,5 @@ pub use model::{Model, ModelOptions, ModelSize};
 pub use parameter::{ParameterGroup, ParameterVisitor};
 pub use run::{Mode, ModelInput, SampleSpan, shifted_targets};
 pub use towers::{
-    ImagePreprocessing, ItemShape, Resize, Tower, TowerCheckpoint, TowerConfig, TowerInput,
-    TowerOptions, TowerType,
+    ItemShape, Tower, TowerCheckpoint, TowerConfig, TowerInput, TowerOptions, TowerType,
 };

@@ -267,22 +267,6 @@ fn other_defects_are_told_before_a_weight_is_read() {
 }
 
 #[test]
-fn what_images_looked_like_in_pretraining_is_read_beside_the_weights() {
-    let copy = Copy::of("towers_siglip");
-    let dir = copy.write();
-    assert_eq!(Tower::open(dir).unwrap().image_preprocessing(), None);
-    let file = dir.join("preprocessor_config.json");
-    std::fs::write(&file, r#"{"size": {"height": 14, "width": 14}}"#).unwrap();
-    let checkpoint = Tower::open(dir).unwrap();
-    let preprocessing = checkpoint.image_preprocessing().unwrap();
-    assert_eq!(preprocessing.normalize, Some(([0.5; 3], [0.5; 3])));
-    assert_eq!(checkpoint.config().image_size(), Some([14, 14]));
-    std::fs::write(&file, "{").unwrap();
-    let error = Tower::open(dir).unwrap_err().to_string();
-    assert!(error.contains("preprocessor_config.json"), "{error}");
-}
-
-#[test]
 fn adapters_that_do_not_fit_are_refused() {
     let checkpoint = Tower::open(&fixture("towers_vit")).unwrap();
     for (target, hint) in [

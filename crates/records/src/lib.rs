@@ -18,6 +18,7 @@ mod inspect;
 mod item;
 mod labels;
 mod metadata;
+mod numbers;
 mod patient;
 mod reader;
 mod rules;
@@ -38,9 +39,9 @@ pub use inspect::{
 };
 pub use item::{
     Decoded, FeatureSet, ImageFilter, ImageOptions, ImagePlane, ImagePosition, ImageResize,
-    ImageWindow, ItemPath, Modality, OmicsGroups, OmicsOptions, OmicsStatistics, OmicsVector,
-    SpeechOptions, WaveformOptions, decode_image, decode_omics, decode_speech, decode_waveform,
-    omics_features, omics_names_file, read_omics,
+    ImageWindow, ItemPath, Modality, OmicsGroups, OmicsOptions, OmicsVector, SpeechOptions,
+    WaveformOptions, decode_image, decode_omics, decode_speech, decode_waveform, omics_features,
+    omics_names_file, read_omics,
 };
 pub use labels::{Label, LabelKind, LabelValue, Labels, SurvivalLabel, SurvivalLabels};
 pub use metadata::{CodeEntry, CodeTable, DatasetMetadata, Splits};

@@ -11,6 +11,8 @@ use arrow_array::{
 };
 use arrow_schema::DataType;
 
+use crate::numbers::whole_numbers;
+
 /// Shares one allocation among equal strings.
 #[derive(Default)]
 pub(crate) struct Interner {
@@ -95,10 +97,13 @@ impl Strings {
                 None => Strings::Missing,
             },
             DataType::Null => Strings::Missing,
-            // Numbers and the like as identifiers of a site: their decimal form.
-            _ => match arrow_cast::cast(column, &DataType::Utf8) {
-                Ok(cast) => Strings::Plain(cast.as_string::<i32>().clone()),
-                Err(_) => Strings::Missing,
+            // Whole numbers, as identifiers of a site say: their decimal form.
+            _ => match whole_numbers(column) {
+                Some(numbers) => {
+                    let decimal = |number: Option<i128>| number.map(|number| number.to_string());
+                    Strings::Plain(numbers.into_iter().map(decimal).collect())
+                }
+                None => Strings::Missing,
             },
         }
     }

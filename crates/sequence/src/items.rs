@@ -16,7 +16,7 @@ use crate::batch::{HostBatch, ItemContent};
 use crate::prepared::{Prepared, SampleSet};
 use crate::scaling::{Scaling, ScalingBuilder};
 
-const MAGIC: [u8; 8] = *b"CALORITM";
+const MAGIC: [u8; 8] = *b"CALORIT2";
 const CHECKSUM_BYTES: usize = 8;
 /// Items decoded between two merges when statistics are made.
 const ITEMS_AT_ONCE: usize = 256;
@@ -44,6 +44,27 @@ pub struct Decoding {
     pub on_missing: MissingItem,
     /// Whether channels are standardised with the [`Scaling`] of the training items.
     pub standardise: bool,
+    /// Whether channels have names, which have to be those of the training items.
+    pub named: bool,
+    /// The file beside an item's that decides as well what is decoded.
+    pub beside: Option<fn(&Path) -> Option<PathBuf>>,
+    /// Where values are cut, on both sides of 0, after standardising.
+    pub clip: Option<f32>,
+}
+
+impl Decoding {
+    /// Values as they are decoded, a file that cannot be being an error.
+    pub fn new(key: String, decode: Decode) -> Decoding {
+        Decoding {
+            key,
+            decode,
+            on_missing: MissingItem::Error,
+            standardise: false,
+            named: false,
+            beside: None,
+            clip: None,
+        }
+    }
 }
 
 /// Stream and path of an item.
@@ -115,10 +136,11 @@ impl ItemStore {
         training: &SampleSet,
     ) -> Result<(), SequenceError> {
         for stream in 0..self.decodings.len() {
-            let standardise = self.decodings[stream]
-                .as_ref()
-                .is_some_and(|decoding| decoding.standardise);
-            if !standardise {
+            let Some(decoding) = &self.decodings[stream] else {
+                continue;
+            };
+            let standardise = decoding.standardise;
+            if !standardise && !decoding.named {
                 continue;
             }
             let mut builder = ScalingBuilder::default();
@@ -141,13 +163,13 @@ impl ItemStore {
                 }
             }
             self.add_all(stream, &paths, &mut builder)?;
-            self.scalings[stream] = builder.finish();
+            self.scalings[stream] = builder.finish(standardise);
         }
         Ok(())
     }
 
-    /// Shape of the first of the samples' items of a stream that can be decoded; `None` where there
-    /// is none.
+    /// Shape and file of the first of the samples' items of a stream that can be decoded; `None`
+    /// where there is none.
     ///
     /// # Errors
     /// As [`ItemStore::fill`].
@@ -156,7 +178,7 @@ impl ItemStore {
         prepared: &Prepared,
         samples: &SampleSet,
         stream: usize,
-    ) -> Result<Option<Vec<usize>>, SequenceError> {
+    ) -> Result<Option<(Vec<usize>, PathBuf)>, SequenceError> {
         for &sample in samples.samples() {
             let items = prepared.sample(sample as usize).items;
             let paths = items
@@ -165,7 +187,7 @@ impl ItemStore {
                 .filter_map(|item| item.path());
             for path in paths {
                 if let Some(decoded) = self.decoded(stream, &path.into())? {
-                    return Ok(Some(decoded.shape));
+                    return Ok(Some((decoded.shape, self.cohort.join(path))));
                 }
             }
         }
@@ -230,6 +252,13 @@ impl ItemStore {
                 .apply(&mut decoded)
                 .map_err(|problem| self.misfit(path, problem))?;
         }
+        let decoding = self.decodings.get(stream).and_then(Option::as_ref);
+        if let Some(limit) = decoding.and_then(|decoding| decoding.clip) {
+            // NaN, a missing value, stays as it is.
+            for value in &mut decoded.values {
+                *value = value.clamp(-limit, limit);
+            }
+        }
         let decoded = Arc::new(decoded);
         let bytes = 4 * decoded.values.len() as u64;
         if self.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.memory_bytes {
@@ -262,7 +291,8 @@ impl ItemStore {
             problem: "its modality has no files".to_string(),
         })?;
         let file = self.cohort.join(&**path);
-        let key = cache_key(path, &file, &decoding.key);
+        let beside = decoding.beside.and_then(|beside| beside(&file));
+        let key = cache_key(path, &file, beside.as_deref(), &decoding.key);
         let kept = key.map(|key| {
             let folder = self.cache.join(format!("{:02x}", key[0]));
             (folder.join(hexadecimal(&key)), folder)
@@ -310,9 +340,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// `None` where the file's metadata cannot be read; decoding it will say why.
-fn cache_key(path: &str, file: &Path, key: &str) -> Option<[u8; 32]> {
-    let metadata = std::fs::metadata(file).ok()?;
-    let changed = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+fn cache_key(path: &str, file: &Path, beside: Option<&Path>, key: &str) -> Option<[u8; 32]> {
     let mut hash = Sha256::new();
     for part in [
         env!("CARGO_PKG_VERSION").as_bytes(),
@@ -323,8 +351,12 @@ fn cache_key(path: &str, file: &Path, key: &str) -> Option<[u8; 32]> {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.update(metadata.len().to_le_bytes());
-    hash.update(changed.as_nanos().to_le_bytes());
+    for file in std::iter::once(file).chain(beside) {
+        let metadata = std::fs::metadata(file).ok()?;
+        let changed = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+        hash.update(metadata.len().to_le_bytes());
+        hash.update(changed.as_nanos().to_le_bytes());
+    }
     Some(hash.finalize().into())
 }
 
@@ -339,7 +371,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Magic, dimensions, the seconds that were cut, the values, a checksum. Not synchronised with the
+/// Magic, dimensions, the seconds that were cut, the layout, the values, a checksum. Not synchronised with the
 /// disk: the checksum finds a torn file, and decoding again gives the same.
 fn keep(path: &Path, folder: &Path, decoded: &Decoded) -> std::io::Result<()> {
     static WRITERS: AtomicU64 = AtomicU64::new(0);
@@ -350,6 +382,7 @@ fn keep(path: &Path, folder: &Path, decoded: &Decoded) -> std::io::Result<()> {
         bytes.extend_from_slice(&(*length as u64).to_le_bytes());
     }
     bytes.extend_from_slice(&decoded.cut_s.to_le_bytes());
+    bytes.extend_from_slice(&decoded.layout.to_le_bytes());
     bytes.extend_from_slice(bytemuck::cast_slice(&decoded.values));
     let checksum = Sha256::digest(&bytes);
     bytes.extend_from_slice(&checksum[..CHECKSUM_BYTES]);
@@ -376,6 +409,7 @@ fn parse(bytes: &[u8]) -> Option<Decoded> {
         .map(|_| usize::try_from(u64::from_le_bytes(number()?)).ok())
         .collect::<Option<_>>()?;
     let cut_s = f64::from_le_bytes(number()?);
+    let layout = u64::from_le_bytes(number()?);
     let values: Vec<f32> = rest
         .chunks_exact(4)
         .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
@@ -384,6 +418,7 @@ fn parse(bytes: &[u8]) -> Option<Decoded> {
         shape,
         values,
         cut_s,
+        layout,
     })
 }
 

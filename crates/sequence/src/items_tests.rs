@@ -77,13 +77,14 @@ impl Setting {
                 shape: vec![2],
                 values: numbers.collect(),
                 cut_s: 0.5,
+                layout: 0,
             })
         };
         let decoding = Decoding {
-            key: key.to_owned(),
-            decode: Arc::new(decode),
             on_missing,
             standardise: true,
+            clip: (key == CLIPPED).then_some(0.5),
+            ..Decoding::new(key.to_owned(), Arc::new(decode))
         };
         let cache = self.folder.path().join("cache");
         ItemStore::new(
@@ -105,6 +106,9 @@ impl Setting {
         self.decoded.swap(0, Ordering::SeqCst)
     }
 }
+
+/// The key of a store that cuts what it standardises.
+const CLIPPED: &str = "clipped";
 
 fn values(batch: &HostBatch) -> Vec<Option<Vec<f32>>> {
     let content = |item: &crate::PlacedItem| match &item.content {
@@ -133,6 +137,26 @@ fn items_stand_where_their_soft_tokens_are() {
     assert_eq!(batch.items[2].content, ItemContent::Missing);
     let counts = setting.prepared.report().modalities["image"];
     assert_eq!((counts.items, counts.missing_samples), (3, 1));
+}
+
+#[test]
+fn values_are_cut_after_they_are_standardised() {
+    let setting = Setting::new();
+    let mut wide = setting.batch();
+    let mut narrow = setting.batch();
+    for (key, batch) in [("wide", &mut wide), (CLIPPED, &mut narrow)] {
+        let mut store = setting.store(key, MissingItem::Error, 0);
+        let training = setting.prepared.split(calor_records::Split::Train);
+        store.fit_scalings(&setting.prepared, &training).unwrap();
+        store.fill(batch).unwrap();
+    }
+    let cut = |values: Vec<f32>| values.iter().map(|value| value.clamp(-0.5, 0.5)).collect();
+    let expected: Vec<Option<Vec<f32>>> = values(&wide)
+        .into_iter()
+        .map(|item| item.map(cut))
+        .collect();
+    assert_eq!(values(&narrow), expected);
+    assert_ne!(values(&narrow), values(&wide));
 }
 
 #[test]

@@ -80,6 +80,14 @@ pub fn label_folder(cohort: &Path, name: &str) -> PathBuf {
     }
 }
 
+/// What the first training item of a modality looks like.
+pub(crate) struct ItemShape {
+    /// Of the decoded item; `[variables]` of a series.
+    pub shape: Vec<usize>,
+    /// Where it was read.
+    pub file: Option<PathBuf>,
+}
+
 impl Data {
     /// Opens everything and prepares the sequences, or takes them from the cache.
     pub fn load(source: &Source<'_>, observer: &mut dyn Observer) -> Result<Data, TrainError> {
@@ -124,12 +132,11 @@ impl Data {
             .collect()
     }
 
-    /// Shape of an item of each stream, as training patients have it: `[variables]` of a series;
-    /// `None` where there is none.
+    /// An item of each stream, as training patients have it; `None` where there is none.
     ///
     /// # Errors
     /// An item that cannot be decoded.
-    pub fn shapes(&self) -> Result<Vec<Option<Vec<usize>>>, TrainError> {
+    pub fn shapes(&self) -> Result<Vec<Option<ItemShape>>, TrainError> {
         let statistics = self.prepared.statistics();
         let training = self.set(Split::Train);
         let mut shapes = Vec::new();
@@ -137,9 +144,18 @@ impl Data {
             shapes.push(match stream.modality {
                 Modality::Series => {
                     let variables = stream.variables(statistics).len();
-                    (variables > 0).then(|| vec![variables])
+                    (variables > 0).then(|| ItemShape {
+                        shape: vec![variables],
+                        file: None,
+                    })
                 }
-                _ => self.items.shape(&self.prepared, &training, number)?,
+                _ => {
+                    let found = self.items.shape(&self.prepared, &training, number)?;
+                    found.map(|(shape, file)| ItemShape {
+                        shape,
+                        file: Some(file),
+                    })
+                }
             });
         }
         Ok(shapes)

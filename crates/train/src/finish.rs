@@ -143,9 +143,13 @@ pub(crate) fn finish(
             id: recipe.model.id.clone(),
             model_type: session::model_type_name(config),
             dtype: dtype_name(recipe.model.dtype).to_owned(),
-            frozen_parameters: size.base_parameters + size.embedding_parameters,
+            frozen_parameters: size.base_parameters
+                + size.embedding_parameters
+                + size.tower_parameters,
             adapter_parameters: size.adapter_parameters,
             head_parameters: size.head_parameters,
+            encoder_parameters: size.encoder_parameters,
+            projector_parameters: size.projector_parameters,
         },
         data: DataReport {
             cohort: recipe.cohort.path.display().to_string(),

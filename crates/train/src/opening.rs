@@ -1,7 +1,7 @@
 //! What a run starts from: checkpoint, patients, plan and loss, checked against each other.
 
-use calor_model::{Checkpoint, FusionOptions, StreamDemand};
-use calor_records::Split;
+use calor_model::{Checkpoint, EncoderSpec, FusionOptions, StreamDemand};
+use calor_records::{Split, omics_features};
 use calor_sequence::SampleSet;
 
 use crate::TrainError;
@@ -77,25 +77,35 @@ fn fused(
     let shapes = data.shapes()?;
     let widths: Vec<Option<usize>> = shapes
         .iter()
-        .map(|shape| shape.as_ref().and_then(|shape| shape.first().copied()))
+        .map(|item| item.as_ref().and_then(|item| item.shape.first().copied()))
         .collect();
     let sites = data.prepared.statistics().sites.len();
     let seed = derive(recipe.train.seed, "new encoders", &[]);
-    let Some(fusion) = fusion(&streams, &widths, sites, seed) else {
+    let Some(mut fusion) = fusion(&streams, &widths, sites, seed) else {
         return Ok(None);
     };
     let mut demand = Vec::new();
     for ((stream, spec), (shape, width)) in streams
         .iter()
-        .zip(&fusion.streams)
+        .zip(&mut fusion.streams)
         .zip(shapes.iter().zip(widths))
     {
+        if let (Some(omics), Some(item), EncoderSpec::Omics(options)) =
+            (&recipe.modality.omics, shape, &mut spec.encoder)
+            && let (Some(grouping), Some(file)) = (&omics.groups, &item.file)
+        {
+            let features = match &omics.decode.features {
+                Some(features) => features.clone(),
+                None => omics_features(file)?,
+            };
+            options.groups = grouping.groups(&features)?;
+        }
         demand.push(StreamDemand {
             items: stream.options.max_items,
             features: width,
         });
         match shape {
-            Some(shape) => spec.check_item(shape)?,
+            Some(item) => spec.check_item(&item.shape)?,
             None => observer.warning(&format!(
                 "no training patient has an item of the modality `{}`",
                 stream.options.modality.name()

@@ -260,6 +260,9 @@ pub(crate) fn describe_work(
         base_trained: false,
         recomputed_share: 0.0,
     });
+    if size.encoder_parameters + size.tower_parameters > 0 {
+        meter.note("MFU counts the operations of the backbone alone: those of modality encoders and towers come on top.");
+    }
     let precision = if dtype == Dtype::F32 {
         Precision::F32
     } else {

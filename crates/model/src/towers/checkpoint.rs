@@ -1,5 +1,4 @@
-//! A folder with a pretrained encoder: `config.json` with the weights, and, for images, what
-//! `preprocessor_config.json` says.
+//! A folder with a pretrained encoder: `config.json` and the weights.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,7 +7,6 @@ use crate::error::ModelError;
 use crate::stored::Stored;
 
 use super::config::TowerConfig;
-use super::preprocessing::ImagePreprocessing;
 use super::tensors;
 
 /// An opened and checked folder; no weight has been read yet.
@@ -16,7 +14,6 @@ use super::tensors;
 pub struct TowerCheckpoint {
     path: PathBuf,
     config: TowerConfig,
-    preprocessing: Option<ImagePreprocessing>,
     pub(super) stored: Stored,
     unused: Vec<String>,
 }
@@ -32,7 +29,6 @@ impl TowerCheckpoint {
     pub fn open(dir: &Path) -> Result<TowerCheckpoint, ModelError> {
         let config = TowerConfig::read(dir)?;
         let tower_type = config.tower_type;
-        let preprocessing = ImagePreprocessing::read(dir, tower_type)?;
         let stored = Stored::open(dir, |name| tower_type.canonical(name))?;
         let prefix = stored.prefix(tower_type.prefixes());
         let loose = tensors::loose(&config).into_iter();
@@ -58,7 +54,6 @@ impl TowerCheckpoint {
         Ok(TowerCheckpoint {
             path: dir.to_owned(),
             config,
-            preprocessing,
             stored,
             unused,
         })
@@ -72,11 +67,6 @@ impl TowerCheckpoint {
     /// What its `config.json` says.
     pub fn config(&self) -> &TowerConfig {
         &self.config
-    }
-
-    /// How images looked in pretraining, where the folder says so.
-    pub fn image_preprocessing(&self) -> Option<&ImagePreprocessing> {
-        self.preprocessing.as_ref()
     }
 
     /// Tensors that are there and that the tower does not read: the other parts of the model;

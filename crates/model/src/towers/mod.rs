@@ -4,7 +4,6 @@
 mod blocks;
 mod checkpoint;
 mod config;
-mod preprocessing;
 mod tensors;
 mod vision;
 mod whisper;
@@ -32,7 +31,6 @@ use whisper::WhisperStem;
 
 pub use checkpoint::TowerCheckpoint;
 pub use config::{ItemShape, TowerConfig, TowerType};
-pub use preprocessing::{ImagePreprocessing, Resize};
 
 /// How a folder becomes a tower.
 #[derive(Debug, Clone, PartialEq)]

@@ -260,6 +260,7 @@ impl Picture {
             shape: vec![3, options.height, options.width],
             values,
             cut_s: 0.0,
+            layout: 0,
         }
     }
 }

@@ -22,8 +22,8 @@ pub use image::{
     ImageFilter, ImageOptions, ImagePlane, ImagePosition, ImageResize, ImageWindow, decode_image,
 };
 pub use omics::{
-    FeatureSet, OmicsGroups, OmicsOptions, OmicsStatistics, OmicsVector, decode_omics,
-    omics_features, omics_names_file, read_omics,
+    FeatureSet, OmicsGroups, OmicsOptions, OmicsVector, decode_omics, omics_features,
+    omics_names_file, read_omics,
 };
 pub use speech::{SpeechOptions, decode_speech};
 pub use waveform::{WaveformOptions, decode_waveform};
@@ -132,6 +132,8 @@ pub struct Decoded {
     pub values: Vec<f32>,
     /// Seconds that a length limit cut off; 0 where nothing was.
     pub cut_s: f64,
+    /// Hash of the channels' names in their order (omics); 0 where they have none.
+    pub layout: u64,
 }
 
 #[cfg(test)]

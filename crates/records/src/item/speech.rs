@@ -125,6 +125,7 @@ pub fn decode_speech(path: &Path, options: &SpeechOptions) -> Result<Decoded, Re
         shape: vec![options.mel_bins, frames],
         values: log_mel(&samples, rate_hz, options.mel_bins),
         cut_s: (sound.length_s - options.max_seconds).max(0.0),
+        layout: 0,
     })
 }
 

@@ -209,6 +209,7 @@ fn finish(
         shape: vec![resampled.len(), samples],
         values,
         cut_s: (length_s - options.max_seconds).max(0.0),
+        layout: 0,
     })
 }
 

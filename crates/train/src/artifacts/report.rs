@@ -83,6 +83,12 @@ pub struct ModelReport {
     pub adapter_parameters: u64,
     /// Parameters of the head and of modules trained in full.
     pub head_parameters: u64,
+    /// Trained parameters of modality encoders, their towers' adapters included.
+    #[serde(default)]
+    pub encoder_parameters: u64,
+    /// Trained parameters between the encoders and the backbone.
+    #[serde(default)]
+    pub projector_parameters: u64,
 }
 
 /// The patients of a report.

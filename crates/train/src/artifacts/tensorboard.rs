@@ -202,7 +202,9 @@ mod tests {
     }
 
     fn field(message: &[u8], number: u32) -> Vec<u8> {
-        let found = fields(message).into_iter().find(|(field, _)| *field == number);
+        let found = fields(message)
+            .into_iter()
+            .find(|(field, _)| *field == number);
         found.expect("the field is there").1
     }
 

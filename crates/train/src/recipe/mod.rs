@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 pub use crate::schedule::ScheduleKind;
 pub use error::{Place, Problem, RecipeError};
 pub use modality::{
-    ImageSection, ModalitySection, OmicsSection, SeriesSection, SpeechSection, WaveformSection,
+    ImageSection, ModalitySection, OmicsGrouping, OmicsSection, SeriesSection, SpeechSection,
+    WaveformSection,
 };
 pub use section::{Key, KeyKind};
 

@@ -8,8 +8,8 @@ use calor_model::{
     SeriesOptions, SignalOptions, StreamSpec,
 };
 use calor_records::{
-    ImageOptions, Modality, OmicsOptions, SpeechOptions, WaveformOptions, decode_image,
-    decode_omics, decode_speech, decode_waveform,
+    ImageOptions, Modality, OmicsGroups, OmicsOptions, SpeechOptions, WaveformOptions,
+    decode_image, decode_omics, decode_speech, decode_waveform, omics_names_file,
 };
 use calor_sequence::{Decoding, MissingItem, SequenceOptions, StreamOptions};
 use serde::{Deserialize, Serialize};
@@ -117,6 +117,11 @@ section! {
         decode: OmicsOptions = OmicsOptions::default() => Map;
         /// Whether features are standardised with the mean and deviation of training patients.
         standardise: bool = true => Boolean;
+        /// Standardised values beyond this on either side of 0 are cut to it; 0 cuts none.
+        clip: f64 = 10.0 => Number;
+        /// Features that the encoder reads as one token: `{ kind = "gmt", path = "hallmarks.gmt" }`, the gene sets of a file, or `{ kind = "prefix", separator = "_" }`, those whose names begin alike. Without it, `encoder.chunk` features at a time, in their order.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        groups: Option<OmicsGrouping> = None => Map;
         /// What reads it: `{ kind = "omics", chunk = 64, width = 64, depth = 2, heads = 4 }`.
         encoder: EncoderSpec = EncoderSpec::Omics(OmicsEncoderOptions::default()) => Map;
         /// What makes soft tokens of the encoder's output.
@@ -139,6 +144,36 @@ section! {
         encoder: EncoderSpec = EncoderSpec::Signal(SignalOptions { leads: 80, patch_samples: 10, width: 64, depth: 2, heads: 4 }) => Map;
         /// What makes soft tokens of the encoder's output.
         resampler: ResamplerOptions = small_resampler() => Map;
+    }
+}
+
+/// How an omics vector's features are grouped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum OmicsGrouping {
+    /// The gene sets of a GMT file; what is in none of them follows in groups of their size.
+    Gmt {
+        /// The file, relative to where `calor` is started.
+        path: PathBuf,
+    },
+    /// Features whose names begin alike, up to the first separator.
+    Prefix {
+        /// What ends the beginning.
+        separator: String,
+    },
+}
+
+impl OmicsGrouping {
+    /// The numbers of each group's features.
+    ///
+    /// # Errors
+    /// A GMT file that cannot be read or is none.
+    pub(crate) fn groups(&self, features: &[String]) -> Result<Vec<Vec<usize>>, TrainError> {
+        let groups = match self {
+            OmicsGrouping::Gmt { path } => OmicsGroups::from_gmt(path)?,
+            OmicsGrouping::Prefix { separator } => OmicsGroups::by_prefix(separator),
+        };
+        Ok(groups.group(features))
     }
 }
 
@@ -190,10 +225,11 @@ impl ModalitySection {
             streams.push(Stream {
                 options: files(Modality::Image, image.tokens, image.max_items),
                 decoding: Some(Decoding {
-                    key: key(&decode),
-                    decode: Arc::new(move |path| decode_image(path, &decode)),
                     on_missing: image.on_missing,
-                    standardise: false,
+                    ..Decoding::new(
+                        key(&decode),
+                        Arc::new(move |path| decode_image(path, &decode)),
+                    )
                 }),
                 encoder: image.encoder.clone(),
                 resampler: image.resampler.clone(),
@@ -204,10 +240,12 @@ impl ModalitySection {
             streams.push(Stream {
                 options: files(Modality::Waveform, waveform.tokens, waveform.max_items),
                 decoding: Some(Decoding {
-                    key: key(&decode),
-                    decode: Arc::new(move |path| decode_waveform(path, &decode)),
                     on_missing: waveform.on_missing,
                     standardise: waveform.standardise,
+                    ..Decoding::new(
+                        key(&decode),
+                        Arc::new(move |path| decode_waveform(path, &decode)),
+                    )
                 }),
                 encoder: waveform.encoder.clone(),
                 resampler: waveform.resampler.clone(),
@@ -231,10 +269,15 @@ impl ModalitySection {
             streams.push(Stream {
                 options: files(Modality::Omics, omics.tokens, omics.max_items),
                 decoding: Some(Decoding {
-                    key: key(&decode),
-                    decode: Arc::new(move |path| decode_omics(path, &decode)),
                     on_missing: omics.on_missing,
                     standardise: omics.standardise,
+                    named: true,
+                    beside: Some(omics_names_file),
+                    clip: (omics.clip > 0.0).then_some(omics.clip as f32),
+                    ..Decoding::new(
+                        key(&decode),
+                        Arc::new(move |path| decode_omics(path, &decode)),
+                    )
                 }),
                 encoder: omics.encoder.clone(),
                 resampler: omics.resampler.clone(),
@@ -245,10 +288,11 @@ impl ModalitySection {
             streams.push(Stream {
                 options: files(Modality::Speech, speech.tokens, speech.max_items),
                 decoding: Some(Decoding {
-                    key: key(&decode),
-                    decode: Arc::new(move |path| decode_speech(path, &decode)),
                     on_missing: speech.on_missing,
-                    standardise: false,
+                    ..Decoding::new(
+                        key(&decode),
+                        Arc::new(move |path| decode_speech(path, &decode)),
+                    )
                 }),
                 encoder: speech.encoder.clone(),
                 resampler: speech.resampler.clone(),

@@ -1,13 +1,14 @@
 //! Values that have the right type and still make no sense.
 
 use calor_meter::MeterError;
+use calor_model::EncoderSpec;
 use calor_records::Modality;
 use calor_sequence::SequenceError;
 
 use super::modality::TEXT;
 use super::{
-    AdapterKind, ClassWeighting, ClassWeights, Metric, Place, Problem, Recipe, SCHEMA,
-    TargetChoice, TaskKind,
+    AdapterKind, ClassWeighting, ClassWeights, Metric, OmicsGrouping, Place, Problem, Recipe,
+    SCHEMA, TargetChoice, TaskKind,
 };
 
 /// All problems of the recipe's values; `place` says where a key was given.
@@ -129,6 +130,13 @@ fn modality(recipe: &Recipe, found: &mut Found) {
     }
     let decoding = [
         (
+            "modality.image.decode",
+            section
+                .image
+                .as_ref()
+                .and_then(|image| image.decode.problem().map(str::to_owned)),
+        ),
+        (
             "modality.waveform.decode",
             section
                 .waveform
@@ -143,6 +151,30 @@ fn modality(recipe: &Recipe, found: &mut Found) {
                 .and_then(|speech| speech.decode.problem()),
         ),
     ];
+    if let Some(omics) = &section.omics {
+        found.unless(
+            omics.clip >= 0.0 && omics.clip.is_finite(),
+            "modality.omics.clip",
+            format_args!("is {}", omics.clip),
+            "give a number of standard deviations, or 0 to cut none",
+        );
+        let given =
+            matches!(&omics.encoder, EncoderSpec::Omics(options) if !options.groups.is_empty());
+        found.unless(
+            !(given && omics.groups.is_some()),
+            "modality.omics.groups",
+            "is there beside `modality.omics.encoder.groups`",
+            "remove one of the two",
+        );
+        if let Some(OmicsGrouping::Prefix { separator }) = &omics.groups {
+            found.unless(
+                !separator.is_empty(),
+                "modality.omics.groups.separator",
+                "is empty",
+                "give what ends the beginning of a feature's name, `_` say",
+            );
+        }
+    }
     for (key, problem) in decoding {
         if let Some(problem) = problem {
             found.unless(false, key, format_args!("does not work out: {problem}"), "");

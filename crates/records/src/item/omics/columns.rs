@@ -1,12 +1,11 @@
 use std::path::Path;
 
-use arrow_array::cast::AsArray;
-use arrow_array::types::Float32Type;
-use arrow_array::{Array, ArrayRef, Float32Array};
+use arrow_array::ArrayRef;
 use arrow_schema::DataType;
 
 use super::{Gather, bad_value, long_columns, problem};
 use crate::error::RecordsError;
+use crate::numbers::numbers;
 use crate::table::{Decode, Table, type_name};
 use crate::values::Strings;
 
@@ -53,7 +52,7 @@ fn read_wide(table: &Table, gather: &mut Gather<'_>) -> Result<(), RecordsError>
     }
     for ((values, &column), &place) in table.row(&columns)?.iter().zip(&columns).zip(&places) {
         let name = table.fields()[column].name();
-        for value in float32(table, name, values)?.iter().flatten() {
+        for value in float32(table, name, values)? {
             gather
                 .set(place, value)
                 .map_err(|what| bad_value(path, 0, &format!("`{name}`"), what))?;
@@ -93,7 +92,7 @@ fn read_long(
             continue;
         };
         let values = float32(table, value.name(), column)?;
-        for position in 0..batch.num_rows() {
+        for (position, value) in values.into_iter().enumerate() {
             let Some(feature) = names.get(position) else {
                 return Err(RecordsError::NullValue {
                     path: path.to_path_buf(),
@@ -101,11 +100,9 @@ fn read_long(
                     row: row as u64,
                 });
             };
-            if let Some(place) = gather.place(feature)?
-                && values.is_valid(position)
-            {
+            if let Some(place) = gather.place(feature)? {
                 gather
-                    .set(place, values.value(position))
+                    .set(place, value)
                     .map_err(|what| bad_value(path, row, "of values", what))?;
             }
             row += 1;
@@ -135,12 +132,10 @@ fn not_a_number(table: &Table, name: &str, data_type: &DataType) -> RecordsError
     }
 }
 
-fn float32(table: &Table, name: &str, column: &ArrayRef) -> Result<Float32Array, RecordsError> {
-    let wrong = || not_a_number(table, name, column.data_type());
-    let cast = arrow_cast::cast(column, &DataType::Float32).map_err(|_| wrong())?;
-    cast.as_primitive_opt::<Float32Type>()
-        .cloned()
-        .ok_or_else(wrong)
+/// NaN where null.
+fn float32(table: &Table, name: &str, column: &ArrayRef) -> Result<Vec<f32>, RecordsError> {
+    let values = numbers(column).ok_or_else(|| not_a_number(table, name, column.data_type()))?;
+    Ok(values.into_iter().map(|value| value as f32).collect())
 }
 
 /// Small Parquet files for the tests.

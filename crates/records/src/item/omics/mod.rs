@@ -1,12 +1,11 @@
 //! Omics: a vector a patient, its features known by name.
 //!
 //! Read from NumPy (`.npy`), text (`.csv`, `.tsv`, `.txt`) and Parquet. What the features are
-//! grouped into is in [`OmicsGroups`], what they are standardised with in [`OmicsStatistics`].
+//! grouped into is in [`OmicsGroups`].
 
 mod columns;
 mod groups;
 mod npy;
-mod statistics;
 mod text;
 
 use std::collections::{HashMap, HashSet};
@@ -18,7 +17,6 @@ use super::Decoded;
 use crate::error::RecordsError;
 
 pub use groups::{FeatureSet, OmicsGroups};
-pub use statistics::OmicsStatistics;
 
 /// No patient's vector comes near this; a larger file is something else.
 const LARGEST_BYTES: u64 = 512 << 20;
@@ -42,6 +40,8 @@ pub struct OmicsVector {
     pub absent: usize,
     /// Features of the file that were not asked for.
     pub ignored: usize,
+    /// Hash of the features' names in their order; never 0.
+    pub layout: u64,
 }
 
 /// Decodes a file to `[features]`, in the order of `options.features` or, without them, of the
@@ -50,11 +50,12 @@ pub struct OmicsVector {
 /// # Errors
 /// As [`read_omics`].
 pub fn decode_omics(path: &Path, options: &OmicsOptions) -> Result<Decoded, RecordsError> {
-    let values = read_omics(path, options)?.values;
+    let vector = read_omics(path, options)?;
     Ok(Decoded {
-        shape: vec![values.len()],
-        values,
+        shape: vec![vector.values.len()],
+        values: vector.values,
         cut_s: 0.0,
+        layout: vector.layout,
     })
 }
 
@@ -173,6 +174,8 @@ struct Gather<'a> {
     /// The file's names, when its order is kept.
     names: Vec<String>,
     ignored: usize,
+    /// Of the features asked for; otherwise made of `names` in the end.
+    layout: Option<u64>,
 }
 
 impl<'a> Gather<'a> {
@@ -198,6 +201,7 @@ impl<'a> Gather<'a> {
             values: vec![f32::NAN; count],
             names: Vec::new(),
             ignored: 0,
+            layout: wanted.map(layout),
         })
     }
 
@@ -269,11 +273,24 @@ impl<'a> Gather<'a> {
             ));
         }
         Ok(OmicsVector {
+            layout: self.layout.unwrap_or_else(|| layout(&self.names)),
             values: self.values,
             absent,
             ignored: self.ignored,
         })
     }
+}
+
+/// FNV-1a over the names and their lengths: whether two files name the same features alike.
+fn layout(names: &[String]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for name in names {
+        let length = (name.len() as u64).to_le_bytes();
+        for byte in length.iter().chain(name.as_bytes()) {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    hash.max(1)
 }
 
 fn check_unique(path: &Path, names: &[String]) -> Result<(), RecordsError> {

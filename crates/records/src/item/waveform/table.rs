@@ -4,15 +4,14 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use arrow_array::types::{Float64Type, Int64Type};
-use arrow_array::{Array, RecordBatch, cast::AsArray};
-use arrow_cast::cast;
+use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, TimeUnit};
 
 use super::{
     Lead, MAX_SAMPLES, Recording, WaveformOptions, choose, item_error, unreadable, whole_samples,
 };
 use crate::RecordsError;
+use crate::numbers::numbers;
 use crate::table::{Decode, Table, type_name};
 
 /// Rows of Parquet decoded at a time.
@@ -412,29 +411,19 @@ fn column_values(path: &Path, batch: &RecordBatch, name: &str) -> Result<Vec<f64
         DataType::Timestamp(TimeUnit::Nanosecond, _) => Some(1e9),
         _ => None,
     };
-    let target = match per_second {
-        Some(_) => DataType::Int64,
-        None => DataType::Float64,
-    };
-    let numbers = cast(column, &target).map_err(|_| {
+    let mut values = numbers(column).ok_or_else(|| {
         item_error(
             path,
             format!("column `{name}` cannot be read as numbers"),
             "cast it to float64",
         )
     })?;
-    Ok(match per_second {
-        Some(per_second) => numbers
-            .as_primitive::<Int64Type>()
-            .iter()
-            .map(|value| value.map_or(f64::NAN, |value| value as f64 / per_second))
-            .collect(),
-        None => numbers
-            .as_primitive::<Float64Type>()
-            .iter()
-            .map(|value| value.unwrap_or(f64::NAN))
-            .collect(),
-    })
+    if let Some(per_second) = per_second {
+        for value in &mut values {
+            *value /= per_second;
+        }
+    }
+    Ok(values)
 }
 
 /// The separator that the first line has most of, outside quotes.

@@ -130,7 +130,10 @@ impl<'a> Page<'a> {
 
 fn subtitle(report: &Report) -> String {
     let model = &report.model;
-    let trained = model.adapter_parameters + model.head_parameters;
+    let trained = model.adapter_parameters
+        + model.head_parameters
+        + model.encoder_parameters
+        + model.projector_parameters;
     let all = trained + model.frozen_parameters;
     format!(
         "{} ({}) on {} · {} {} · {} of {} parameters trained ({:.2} %) · {}",
