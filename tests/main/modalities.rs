@@ -34,7 +34,8 @@ resampler = { width = 8, depth = 1, heads = 2 }
 
 [modality.omics]
 tokens = 2
-encoder = { kind = "omics", chunk = 50, width = 8, depth = 1, heads = 2 }
+groups = { kind = "gmt", path = "synth/metadata/pathways.gmt" }
+encoder = { kind = "omics", width = 8, depth = 1, heads = 2 }
 resampler = { width = 8, depth = 1, heads = 2 }
 
 [modality.speech]

@@ -3,9 +3,28 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calor_train::recipe::Recipe;
+use calor_records::LabelValue;
+use calor_train::recipe::{Recipe, TaskKind};
 
-use crate::support::{Workplace, write_cohort};
+use crate::support::{Workplace, write_labelled_cohort};
+
+/// Where recipes have towers, and small ones in their place.
+const TOWERS: [(&str, &str); 2] = [
+    ("models/random-vit", "towers_vit"),
+    ("models/random-whisper", "towers_whisper"),
+];
+
+/// Puts a fixture of `crates/model` where a recipe expects a tower.
+fn small_tower(place: &Path, fixture: &str) {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/model/tests/fixtures");
+    fs::create_dir_all(place).expect("a folder");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(fixtures.join(fixture).join(file), place.join(file)).expect("a copy");
+    }
+    let preprocessor =
+        r#"{"image_processor_type": "ViTImageProcessor", "size": {"height": 14, "width": 14}}"#;
+    fs::write(place.join("preprocessor_config.json"), preprocessor).expect("a file");
+}
 
 fn recipes() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
@@ -68,7 +87,14 @@ fn it_passes_the_check_on_data_of_its_shape() {
     for path in recipes() {
         let recipe = Recipe::load(&path, &[]).expect("a recipe");
         let workplace = Workplace::new();
-        write_cohort(&workplace.path("data"), &recipe.task.labels.names());
+        let label = match recipe.task.kind {
+            TaskKind::Multiclass => |outcome| LabelValue::Integer(i64::from(outcome)),
+            _ => LabelValue::Boolean,
+        };
+        write_labelled_cohort(&workplace.path("data"), &recipe.task.labels.names(), label);
+        for (place, fixture) in TOWERS {
+            small_tower(&workplace.path(place), fixture);
+        }
         workplace
             .run([
                 "check",

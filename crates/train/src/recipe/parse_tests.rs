@@ -91,6 +91,7 @@ fn every_key_is_documented_and_every_documented_key_exists() {
             "modality.waveform={}",
             "modality.series={}",
             "modality.omics={}",
+            "modality.omics.groups={ kind = \"prefix\", separator = \"_\" }",
             "modality.speech={}",
         ],
     )

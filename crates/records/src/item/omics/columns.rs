@@ -144,7 +144,7 @@ pub(super) mod testing {
     use std::fs::File;
     use std::sync::Arc;
 
-    use arrow_array::{RecordBatch, StringArray};
+    use arrow_array::{Float32Array, RecordBatch, StringArray};
     use arrow_schema::{Field, Schema};
     use parquet::arrow::ArrowWriter;
 

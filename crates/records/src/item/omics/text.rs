@@ -205,7 +205,7 @@ fn refuse(path: &Path, error: csv::Error) -> RecordsError {
 
 #[cfg(test)]
 mod tests {
-    use crate::item::omics::{OmicsOptions, OmicsVector, omics_features, read_omics};
+    use crate::item::omics::{OmicsOptions, omics_features, read_omics};
 
     fn file(content: &str) -> (tempfile::TempDir, std::path::PathBuf) {
         let folder = tempfile::tempdir().unwrap();
@@ -308,13 +308,15 @@ mod tests {
         let options = OmicsOptions {
             features: Some(vec!["BRCA1".into(), "TP53".into()]),
         };
-        assert_eq!(
-            read_omics(&path, &options).unwrap(),
-            OmicsVector {
-                values: vec![2.0, 0.5],
-                absent: 0,
-                ignored: 1
-            }
-        );
+        let found = read_omics(&path, &options).unwrap();
+        assert_eq!(found.values, [2.0, 0.5]);
+        assert_eq!((found.absent, found.ignored), (0, 1));
+        let all = "BRCA1,TP53\n2,0.5\n";
+        let (_folder, path) = file(all);
+        let own = read_omics(&path, &OmicsOptions::default()).unwrap();
+        assert_eq!(found.layout, own.layout, "the same names in the same order");
+        let (_folder, path) = file("TP53,BRCA1\n0.5,2\n");
+        let other = read_omics(&path, &OmicsOptions::default()).unwrap();
+        assert_ne!(found.layout, other.layout, "another order");
     }
 }
