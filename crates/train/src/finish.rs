@@ -114,7 +114,7 @@ pub(crate) fn finish(
     let (cut_items, cut_s) = run.data.items.cut();
     if cut_items > 0 {
         observer.warning(&format!(
-            "`max_seconds` cut {cut_items} items by {cut_s:.0} seconds in all"
+            "`max_seconds` cut {cut_items} items by {cut_s:.1} seconds in all"
         ));
     }
     let report = Report {
