@@ -25,6 +25,7 @@ use crate::session::{
     Hashing, RunOptions, describe_work, fill_adapter, model_options, open_device,
     record_device_memory, save_adapter,
 };
+use crate::soft;
 use crate::step::TrainStep;
 use crate::upload;
 
@@ -130,6 +131,8 @@ pub fn train(
         observer.resumed(&found.path, found.state.step);
         state = found.state;
         last_checkpoint = Some(found.path);
+    } else {
+        soft::calibrate(&mut model, &data, recipe.train.micro_batch)?;
     }
     let first_step = state.step + 1;
     let (mut metrics, mut lines) = MetricsFile::open(folder.path(), state.step)?;

@@ -5,10 +5,11 @@
 //! embeddings are added. These replace the token embeddings at the item's slots, before anything
 //! else that the backbone adds to them. A missing item has K learned tokens instead.
 //!
-//! At the start every soft token is the mean token embedding, so that training starts from the
-//! unmodified model. All that is trained is f32, is drawn from the seed and its name alone, and is
+//! Soft tokens are trained in units of the token embeddings: their mean and their spread. At the start
+//! each is the mean, so that training starts from the unmodified model. All that is trained is f32, is drawn from the seed and its name alone, and is
 //! called `fusion.<stream>.…`.
 
+mod calibrate;
 mod check;
 mod embed;
 mod encoder;
@@ -42,7 +43,7 @@ use crate::run::Mode;
 use embed::Shared;
 use encoder::Encoder;
 use new::New;
-use projector::Projector;
+use projector::{Embeddings, Projector};
 use resampler::Resampler;
 
 /// Names of all tensors here begin with this.
@@ -55,6 +56,7 @@ const CHANNELS: usize = 3;
 pub(crate) struct Fusion {
     streams: Vec<Stream>,
     shared: Shared,
+    embeddings: Embeddings,
 }
 
 #[derive(Debug, Clone)]
@@ -64,7 +66,8 @@ struct Stream {
     projector: Projector,
     /// Added to every token of the stream, `[hidden]`.
     kind: Parameter<1>,
-    /// Stands for an item that is not there, `[K, hidden]`.
+    /// Stands for an item that is not there, `[K, hidden]`; zero at first, as all that is in units of
+    /// the backbone's embeddings.
     missing: Parameter<2>,
 }
 
@@ -80,7 +83,8 @@ impl Fusion {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Fusion, ModelError> {
-        let mean = projector::mean_row(embedding.clone());
+        let embeddings = Embeddings::of(embedding);
+        let [_, hidden] = embedding.dims();
         let new = |name: &str| New {
             seed: options.seed,
             device,
@@ -91,9 +95,10 @@ impl Fusion {
             streams: options
                 .streams
                 .iter()
-                .map(|stream| Stream::new(&new(&stream.name), stream, &mean, dtype))
+                .map(|stream| Stream::new(&new(&stream.name), stream, hidden, dtype))
                 .collect::<Result<_, _>>()?,
-            shared: Shared::new(&new(check::SHARED), options.sites, mean.dims()[0]),
+            shared: Shared::new(&new(check::SHARED), options.sites, hidden),
+            embeddings,
         })
     }
 
@@ -123,6 +128,7 @@ impl Fusion {
             if let Some(shared) = self.shared.of(&placed) {
                 of_stream = of_stream + shared;
             }
+            let of_stream = self.embeddings.place(of_stream);
             let [count, length, hidden] = of_stream.dims();
             tokens.push(of_stream.reshape([count * length, hidden]));
         }
@@ -168,13 +174,11 @@ impl Stream {
     fn new(
         new: &New,
         spec: &StreamSpec,
-        mean: &Tensor<1>,
+        hidden: usize,
         dtype: FloatDType,
     ) -> Result<Stream, ModelError> {
-        let hidden = mean.dims()[0];
         let inside = new.at("encoder").group(ParameterGroup::Encoder);
         let encoder = Encoder::new(&inside, spec, dtype)?;
-        let missing = mean.clone().unsqueeze::<2>().repeat_dim(0, spec.tokens);
         Ok(Stream {
             resampler: Resampler::new(
                 &new.at("resampler"),
@@ -183,9 +187,14 @@ impl Stream {
                 &spec.resampler,
             ),
             encoder,
-            projector: Projector::new(&new.at("projector"), spec.resampler.width, mean),
+            projector: Projector::new(
+                &new.at("projector"),
+                spec.tokens,
+                spec.resampler.width,
+                hidden,
+            ),
             kind: new.zeros("type", [hidden]),
-            missing: new.parameter("missing", missing),
+            missing: new.zeros("missing", [spec.tokens, hidden]),
         })
     }
 

@@ -4,31 +4,36 @@ use burn::tensor::{DType, Tensor};
 
 use super::new::New;
 use crate::linear::Linear;
-use crate::parameter::Visit;
+use crate::parameter::{Parameter, Visit};
 use crate::run::Mode;
 
 /// Rows of an embedding that are widened to f32 at once.
 const ROWS: usize = 8192;
 
-/// Linear, GELU, linear. The last layer starts at zero weight and the mean token embedding as bias:
-/// whatever the item, the backbone sees the mean of its own embeddings, and training starts from
-/// the unmodified model.
+/// Linear, GELU, scale and shift, linear. The last layer starts at zero, and what comes out is in units of
+/// [`Embeddings`]: whatever the item, the backbone sees the mean of its own embeddings, and training
+/// starts from the unmodified model.
 #[derive(Debug, Clone)]
 pub(super) struct Projector {
+    /// What the GELU gives is multiplied with this and `shift` is added, `[K, hidden]`: ones and zeros
+    /// until [`crate::Model::calibrate`].
+    pub scale: Parameter<2>,
+    pub shift: Parameter<2>,
     first: Linear,
     second: Linear,
 }
 
 impl Projector {
-    /// `mean` is the backbone's mean token embedding, `[hidden]`.
-    pub fn new(new: &New, width: usize, mean: &Tensor<1>) -> Projector {
-        let hidden = mean.dims()[0];
+    pub fn new(new: &New, count: usize, width: usize, hidden: usize) -> Projector {
         let second = new.at("second");
+        let ones = Tensor::ones([count, hidden], (new.device, DType::F32));
         Projector {
+            scale: new.parameter("scale", ones),
+            shift: new.zeros("shift", [count, hidden]),
             first: new.linear("first", width, hidden),
             second: Linear {
                 weight: second.zeros("weight", [hidden, hidden]),
-                bias: Some(second.parameter("bias", mean.clone())),
+                bias: Some(second.zeros("bias", [hidden])),
                 lora: None,
             },
         }
@@ -36,24 +41,65 @@ impl Projector {
 
     /// `[items, K, width]` → `[items, K, hidden]`, f32
     pub fn forward(&self, tokens: Tensor<3>, mode: Mode) -> Tensor<3> {
-        let wide = calor_kernels::gelu(self.first.forward(tokens, mode));
-        self.second.forward(wide, mode)
+        let wide = self.wide(tokens, mode) * self.scale.tensor.clone().unsqueeze::<3>()
+            + self.shift.tensor.clone().unsqueeze::<3>();
+        let [_, _, hidden] = wide.dims();
+        // A step of Adam moves all of a row's weights alike: without this, the output would move by
+        // the width of the layer as much.
+        self.second
+            .forward(wide.div_scalar((hidden as f32).sqrt()), mode)
+    }
+
+    /// Before scale and shift, `[items, K, hidden]`.
+    pub fn wide(&self, tokens: Tensor<3>, mode: Mode) -> Tensor<3> {
+        calor_kernels::gelu(self.first.forward(tokens, mode))
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
+        visitor.visit(&mut self.scale);
+        visitor.visit(&mut self.shift);
         self.first.visit(visitor);
         self.second.visit(visitor);
     }
 }
 
-/// The mean row of a table `[rows, hidden]` of any float type, in f32, outside autodiff.
-pub(super) fn mean_row(table: Tensor<2>) -> Tensor<1> {
+/// The scale of a backbone's token embeddings: where soft tokens start, and the unit in which they are
+/// trained, so that one learning rate fits backbones whose embeddings differ a hundredfold.
+#[derive(Debug, Clone)]
+pub(super) struct Embeddings {
+    /// `[hidden]`, f32.
+    pub mean: Tensor<1>,
+    /// Root mean square of a coordinate's distance from its mean.
+    pub spread: f32,
+}
+
+impl Embeddings {
+    /// Of a table `[vocab, hidden]` of any float type.
+    pub fn of(table: &Tensor<2>) -> Embeddings {
+        let mean = mean_row(table.clone(), |part| part);
+        let centre = mean.clone().unsqueeze::<2>();
+        let squares = mean_row(table.clone(), |part| (part - centre.clone()).powi_scalar(2));
+        let spread: f32 = squares.mean().into_scalar();
+        Embeddings {
+            mean,
+            spread: spread.sqrt(),
+        }
+    }
+
+    /// From those units to embeddings, `[…, hidden]`.
+    pub fn place<const D: usize>(&self, tokens: Tensor<D>) -> Tensor<D> {
+        tokens.mul_scalar(self.spread) + self.mean.clone().unsqueeze::<D>()
+    }
+}
+
+/// The mean row of what `of` makes of a table `[rows, hidden]` in f32, outside autodiff.
+fn mean_row(table: Tensor<2>, of: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<1> {
     let table = table.inner();
     let [rows, hidden] = table.dims();
     let mut sum = Tensor::<2>::zeros([1, hidden], (&table.device(), DType::F32));
     for start in (0..rows).step_by(ROWS) {
         let part = table.clone().narrow(0, start, ROWS.min(rows - start));
-        sum = sum + part.cast(DType::F32).sum_dim(0);
+        sum = sum + of(part.cast(DType::F32)).sum_dim(0);
     }
     sum.div_scalar(rows as f32).reshape([hidden])
 }

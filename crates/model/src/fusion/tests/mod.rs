@@ -1,5 +1,6 @@
 //! The fused part on tiny backbones of both families.
 
+mod calibration;
 mod checks;
 mod gradients;
 mod items;

@@ -5,7 +5,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::*;
 use crate::Mode;
-use crate::fusion::projector::mean_row;
+use crate::fusion::projector::Embeddings;
 use crate::loss;
 
 /// f32 sums in another order; logits here are around 1.
@@ -33,7 +33,7 @@ fn with_the_mean_as_a_token(base: &str) -> tempfile::TempDir {
                     .chunks_exact(4)
                     .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
                     .collect();
-                let mean = values(mean_row(floats(numbers, [shape[0], shape[1]])));
+                let mean = values(Embeddings::of(&floats(numbers, [shape[0], shape[1]])).mean);
                 let row = UNUSED as usize * shape[1] * 4;
                 for (place, number) in mean.iter().enumerate() {
                     bytes[row + 4 * place..row + 4 * place + 4]
