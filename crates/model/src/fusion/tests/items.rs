@@ -134,6 +134,8 @@ fn an_absent_item_is_the_learned_missing_token() {
     let hidden = model.config().hidden_size();
     let unknown = tensor("fusion.shared.site")[..hidden].to_vec();
     let known = tensor("fusion.shared.site")[2 * hidden..].to_vec();
+    let embeddings = &model.fusion.as_ref().unwrap().embeddings;
+    let mean = values(embeddings.mean.clone());
     for (stream, name) in [(IMAGE, "xray"), (LABS, "labs"), (VOICE, "voice")] {
         let kind = tensor(&format!("fusion.{name}.type"));
         let missing = tensor(&format!("fusion.{name}.missing"));
@@ -142,7 +144,8 @@ fn an_absent_item_is_the_learned_missing_token() {
             missing
                 .iter()
                 .zip(added)
-                .map(|(m, (k, s))| m + k + s)
+                .zip(mean.iter().cycle())
+                .map(|((m, (k, s)), mean)| mean + embeddings.spread * (m + k + s))
                 .collect()
         };
         // Beside items of the stream, and without any.
