@@ -11,7 +11,7 @@ use arrow_array::{
 };
 use arrow_schema::DataType;
 
-use crate::numbers::whole_numbers;
+use crate::numbers::{numbers, whole_numbers};
 
 /// Shares one allocation among equal strings.
 #[derive(Default)]
@@ -97,14 +97,21 @@ impl Strings {
                 None => Strings::Missing,
             },
             DataType::Null => Strings::Missing,
-            // Whole numbers, as identifiers of a site say: their decimal form.
-            _ => match whole_numbers(column) {
-                Some(numbers) => {
+            // Numbers as identifiers of a site: their decimal form, `2.0` where pandas made floats of
+            // whole numbers with gaps.
+            _ => {
+                let whole = || -> Option<StringArray> {
                     let decimal = |number: Option<i128>| number.map(|number| number.to_string());
-                    Strings::Plain(numbers.into_iter().map(decimal).collect())
-                }
-                None => Strings::Missing,
-            },
+                    Some(whole_numbers(column)?.into_iter().map(decimal).collect())
+                };
+                let any = || -> Option<StringArray> {
+                    let decimal = |value: f64| (!value.is_nan()).then(|| format!("{value:?}"));
+                    Some(numbers(column)?.into_iter().map(decimal).collect())
+                };
+                whole()
+                    .or_else(any)
+                    .map_or(Strings::Missing, Strings::Plain)
+            }
         }
     }
 
@@ -193,5 +200,25 @@ pub(crate) fn string_list(column: &ArrayRef, row: usize) -> Vec<String> {
     match lists.value(row).as_string_opt::<i32>() {
         Some(strings) => strings.iter().flatten().map(str::to_string).collect(),
         None => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{Float64Array, Int16Array};
+
+    use super::*;
+
+    #[test]
+    fn numbers_stand_for_sites_by_their_decimal_form() {
+        let columns: [(ArrayRef, &str); 2] = [
+            (Arc::new(Int16Array::from(vec![Some(2), None])), "2"),
+            (Arc::new(Float64Array::from(vec![Some(2.0), None])), "2.0"),
+        ];
+        for (column, expected) in columns {
+            let batch = RecordBatch::try_from_iter([("site", column)]).unwrap();
+            let strings = Strings::of(&batch, "site");
+            assert_eq!((strings.get(0), strings.get(1)), (Some(expected), None));
+        }
     }
 }
