@@ -50,8 +50,8 @@ pub struct Arguments {
     /// Share of patients with the outcome, before bias and noise
     #[arg(long, value_name = "P", default_value_t = 0.3)]
     prevalence: f64,
-    /// Weight of what image and omics tell only together, in log-odds
-    #[arg(long, value_name = "X", default_value_t = 0.7)]
+    /// What image and omics add only together, in log-odds
+    #[arg(long, value_name = "X", default_value_t = 1.6)]
     interaction: f64,
     /// Prints JSON
     #[arg(long)]

@@ -39,6 +39,25 @@ impl Density {
         }
     }
 
+    /// `weight` with probability `chance`, else 0. A value between two cells is shared among them
+    /// so that its mean is kept.
+    pub(super) fn sometimes(weight: f64, chance: f64) -> Density {
+        let position = weight / STEP;
+        let below = position.floor();
+        let share = position - below;
+        let first = (below as i64).min(0);
+        let last = (below as i64 + 1).max(0);
+        let mut mass = vec![0.0; (last - first + 1) as usize];
+        for (cell, part) in [
+            (0, 1.0 - chance),
+            (below as i64, chance * (1.0 - share)),
+            (below as i64 + 1, chance * share),
+        ] {
+            mass[(cell - first) as usize] += part;
+        }
+        Density { first, mass }
+    }
+
     /// Uniform on `[-half_width, half_width]`: each cell gets what lies within it.
     pub(super) fn uniform(half_width: f64) -> Density {
         let half = half_width.abs() / STEP;
@@ -138,6 +157,18 @@ mod tests {
         assert_near(moments(&Density::sign(0.5)), [1.0, 0.0, 0.25], 1e-12);
         assert_near(moments(&Density::sign(0.7)), [1.0, 0.0, 0.49], STEP * STEP);
         assert_near(moments(&Density::sign(0.0)), [1.0, 0.0, 0.0], 1e-12);
+        assert_near(
+            moments(&Density::sometimes(0.5, 0.25)),
+            [1.0, 0.125, 0.0625],
+            1e-12,
+        );
+        let negative = Density::sometimes(-0.7, 0.5);
+        assert_near(moments(&negative), [1.0, -0.35, 0.245], STEP * STEP);
+        assert_near(
+            moments(&Density::sometimes(0.0, 1.0)),
+            [1.0, 0.0, 0.0],
+            1e-12,
+        );
         let half = 0.8 * 3f64.sqrt();
         assert_near(
             moments(&Density::uniform(half)),

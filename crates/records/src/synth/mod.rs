@@ -23,11 +23,13 @@
 //! The log-odds of the outcome (within five years of the prediction) are a sum:
 //!
 //! ```text
-//! logit = intercept + site_effect · score(site) + Σ weight · factor + interaction · side · switch
+//! logit = intercept + site_effect · score(site) + Σ weight · factor
+//!         + interaction where side = switch = 1
 //! ```
 //!
-//! over all factors but side and switch, which are worth nothing but together: image and omics
-//! carry that part jointly. The weights stand in `model.rs` and in the `generating_model.json` of
+//! over all factors but side and switch. What these two add, image and omics carry jointly: the
+//! finding on the image counts only where the genes are switched on, so that either alone can be
+//! read no further than to a chance of one half. The weights stand in `model.rs` and in the `generating_model.json` of
 //! each cohort; the intercept follows from the prevalence. What is not made (`modalities`) has no
 //! term.
 //!

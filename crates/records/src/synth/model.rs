@@ -107,33 +107,23 @@ pub(super) const FACTORS: [Factor; 15] = [
     factor("pauses", Speech, Uniform, "share of silence: 0.4 + 0.13 f"),
 ];
 
-/// A summand of the log-odds: weight times the product of its factors.
-#[derive(Clone, Debug, PartialEq)]
+/// A summand of the log-odds: weight times factor.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Term {
     pub weight: f64,
-    pub factors: Vec<Latent>,
+    pub latent: Latent,
 }
 
 impl Term {
-    /// The modalities that carry its factors.
-    pub(super) fn modalities(&self) -> Modalities {
-        let carriers: Vec<SynthModality> = self
-            .factors
-            .iter()
-            .map(|&latent| FACTORS[latent as usize].modality)
-            .collect();
-        Modalities::of(&carriers)
+    pub(super) fn modality(&self) -> SynthModality {
+        self.latent.factor().modality
     }
 
     pub(super) fn value(&self, values: &[f64; FACTORS.len()]) -> f64 {
-        self.factors.iter().fold(self.weight, |product, &latent| {
-            product * values[latent as usize]
-        })
+        self.weight * values[self.latent as usize]
     }
 
-    /// Its distribution where none of its factors is known, and, for a product, where not all of
-    /// them are: all factors are symmetric, and those of a product are signs that stand in no
-    /// other term, so a product with an unknown sign is a fair sign whatever else is known.
+    /// Its distribution where the factor is not known.
     pub(super) fn density(&self) -> Density {
         if self.is_sign() {
             Density::sign(self.weight)
@@ -144,9 +134,72 @@ impl Term {
 
     /// Whether it is its weight or minus its weight.
     pub(super) fn is_sign(&self) -> bool {
-        let mut factors = self.factors.iter();
-        factors.all(|latent| latent.factor().distribution == Sign)
+        self.latent.factor().distribution == Sign
     }
+}
+
+/// The summand that factors carry together: its weight where all of them are 1, else 0. They are
+/// signs, and no term has them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Interaction {
+    pub weight: f64,
+    pub latents: [Latent; 2],
+}
+
+impl Interaction {
+    /// The modalities that carry its factors.
+    pub(super) fn modalities(&self) -> Modalities {
+        Modalities::of(&self.latents.map(|latent| latent.factor().modality))
+    }
+
+    pub(super) fn value(&self, values: &[f64; FACTORS.len()]) -> f64 {
+        self.weight * self.chance(values, self.modalities())
+    }
+
+    /// How likely it is that all factors are 1, to who knows those in `visible`.
+    pub(super) fn chance(&self, values: &[f64; FACTORS.len()], visible: Modalities) -> f64 {
+        let chance_of = |latent: Latent| match visible.contains(latent.factor().modality) {
+            true => f64::from(values[latent as usize] > 0.0),
+            false => 0.5,
+        };
+        self.latents.into_iter().map(chance_of).product()
+    }
+
+    /// The values that [`Interaction::chance`] can have, and how many patients have each.
+    pub(super) fn chances(&self, visible: Modalities) -> Vec<Chance> {
+        let seen = self
+            .latents
+            .iter()
+            .filter(|latent| visible.contains(latent.factor().modality))
+            .count();
+        let all = 0.5f64.powi(self.latents.len() as i32);
+        let possible = Chance {
+            chance: all / 0.5f64.powi(seen as i32),
+            share: 0.5f64.powi(seen as i32),
+        };
+        let ruled_out = Chance {
+            chance: 0.0,
+            share: 1.0 - possible.share,
+        };
+        match seen {
+            0 => vec![possible],
+            _ => vec![ruled_out, possible],
+        }
+    }
+
+    /// Its distribution where it is there with this chance.
+    pub(super) fn density(&self, chance: f64) -> Density {
+        Density::sometimes(self.weight, chance)
+    }
+}
+
+/// What patients of whom the same is seen know of an interaction.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Chance {
+    /// Probability that it is there.
+    pub chance: f64,
+    /// Of all patients.
+    pub share: f64,
 }
 
 impl Latent {
@@ -177,37 +230,38 @@ pub(super) struct Model {
     pub(super) options: SynthOptions,
     pub(super) kept: Modalities,
     pub(super) terms: Vec<Term>,
+    pub(super) interaction: Option<Interaction>,
     pub(super) intercept: f64,
 }
 
 impl Model {
     /// `options` must have been checked.
     pub(super) fn new(options: &SynthOptions) -> Model {
-        let mut terms: Vec<Term> = WEIGHTS
-            .into_iter()
-            .map(|(latent, weight)| Term {
-                weight,
-                factors: vec![latent],
-            })
-            .collect();
-        terms.push(Term {
+        let terms = WEIGHTS.map(|(latent, weight)| Term { weight, latent });
+        let interaction = Interaction {
             weight: options.interaction,
-            factors: vec![Latent::Side, Latent::Switch],
-        });
-        Model::with_terms(options, terms)
+            latents: [Latent::Side, Latent::Switch],
+        };
+        Model::with_terms(options, &terms, Some(interaction))
     }
 
-    /// With other terms. The factors of a product must be signs that stand in no other term.
-    pub(super) fn with_terms(options: &SynthOptions, terms: Vec<Term>) -> Model {
+    /// With other terms. What is not made has none.
+    pub(super) fn with_terms(
+        options: &SynthOptions,
+        terms: &[Term],
+        interaction: Option<Interaction>,
+    ) -> Model {
         let kept = Modalities::of(&options.modalities);
-        let terms = terms
-            .into_iter()
-            .filter(|term| term.modalities().without(kept) == Modalities::NONE)
-            .collect();
         let mut model = Model {
             options: options.clone(),
             kept,
-            terms,
+            terms: terms
+                .iter()
+                .copied()
+                .filter(|term| kept.contains(term.modality()))
+                .collect(),
+            interaction: interaction
+                .filter(|interaction| interaction.modalities().without(kept) == Modalities::NONE),
             intercept: 0.0,
         };
         model.intercept = model.intercept_for_prevalence();
@@ -238,7 +292,10 @@ impl Model {
                 .terms
                 .iter()
                 .map(|term| term.value(&values))
-                .sum::<f64>();
+                .sum::<f64>()
+            + self
+                .interaction
+                .map_or(0.0, |interaction| interaction.value(&values));
         let probability = sigmoid(logit);
 
         let mut draws = stream(Stream::Outcome);
@@ -346,6 +403,13 @@ impl Model {
             .terms
             .iter()
             .fold(Density::zero(), |sum, term| sum.plus(&term.density()));
+        let sum = match &self.interaction {
+            Some(interaction) => {
+                let chance = interaction.chances(Modalities::NONE)[0].chance;
+                sum.plus(&interaction.density(chance))
+            }
+            None => sum,
+        };
         let prevalence = |intercept: f64| {
             let sites = (0..SITES.len()).map(|site| {
                 sum.mean_of(|value| sigmoid(intercept + self.site_shift(site) + value))
@@ -403,7 +467,7 @@ fn female(values: &[f64; FACTORS.len()]) -> bool {
 }
 
 fn is_sex(term: &Term) -> bool {
-    term.factors == [Latent::Sex]
+    term.latent == Latent::Sex
 }
 
 pub(super) fn sigmoid(logit: f64) -> f64 {

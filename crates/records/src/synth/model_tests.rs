@@ -67,7 +67,9 @@ fn the_logit_is_the_stated_sum() {
         for (latent, weight) in WEIGHTS {
             sum += weight * draw.value(latent);
         }
-        sum += 0.7 * draw.value(Latent::Side) * draw.value(Latent::Switch);
+        if draw.value(Latent::Side) == 1.0 && draw.value(Latent::Switch) == 1.0 {
+            sum += 1.6;
+        }
         assert!((draw.logit - sum).abs() < 1e-12);
         assert!((draw.probability - 1.0 / (1.0 + (-sum).exp())).abs() < 1e-12);
     }
@@ -198,10 +200,37 @@ fn a_modality_that_is_not_made_has_no_part_in_the_risk() {
     let (model, draws) = draws(&options, 5_000);
     // The interaction needs omics.
     assert_eq!(model.terms.len(), 4);
+    assert_eq!(model.interaction, None);
     let outcomes = draws.iter().filter(|draw| draw.outcome).count();
     assert_share(outcomes, draws.len(), 0.3);
     // The factors themselves are the same as in the whole cohort.
     let whole = Model::new(&SynthOptions::default()).draw(17);
     assert_eq!(draws[16].values, whole.values);
     assert_eq!(draws[16].observed, model.kept);
+}
+
+#[test]
+fn the_chance_of_the_interaction_is_what_is_seen_of_it() {
+    let (model, draws) = draws(&SynthOptions::default(), 20_000);
+    let interaction = model.interaction.unwrap();
+    let there = |draw: &Draw| draw.value(Latent::Side) > 0.0 && draw.value(Latent::Switch) > 0.0;
+    for (visible, states) in [
+        (vec![Notes], 1),
+        (vec![Image], 2),
+        (vec![Omics, Labs], 2),
+        (vec![Image, Omics], 2),
+    ] {
+        let visible = Modalities::of(&visible);
+        let chances = interaction.chances(visible);
+        assert_eq!(chances.len(), states);
+        for Chance { chance, share } in chances {
+            let such: Vec<&Draw> = draws
+                .iter()
+                .filter(|draw| interaction.chance(&draw.values, visible) == chance)
+                .collect();
+            assert_share(such.len(), draws.len(), share);
+            let hits = such.iter().filter(|draw| there(draw)).count();
+            assert_share(hits, such.len(), chance);
+        }
+    }
 }

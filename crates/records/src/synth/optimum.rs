@@ -1,15 +1,15 @@
 //! The best that any model can do on a synthetic cohort, from the generating model itself.
 //!
-//! With factors that are independent and symmetric, what a set of modalities does not show adds an
-//! independent, known distribution to the log-odds; the best score of a patient is the probability
-//! of the label averaged over it. Distributions are kept on a lattice ([`super::density`]), so that
+//! With factors that are independent, what a set of modalities does not show adds a known
+//! distribution to the log-odds: that of the terms, and that of the interaction, given what is seen
+//! of it. The best score of a patient is the probability of the label averaged over it. Distributions are kept on a lattice ([`super::density`]), so that
 //! nothing here is sampled. The site counts as known throughout: it stands in every row.
 
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::density::Density;
-use super::model::{Draw, Latent, Model, SITES, Term, sigmoid};
+use super::model::{Chance, Draw, Latent, Model, SITES, Term, sigmoid};
 use super::options::{Modalities, SynthModality};
 
 /// Largest error of an AUROC below, from the width of the lattice (tested against draws).
@@ -81,8 +81,14 @@ pub(super) struct Oracle<'a> {
     model: &'a Model,
     /// By set of modalities: the distribution of what they show of the log-odds, sex left out.
     seen: Vec<Seen>,
-    /// By set of modalities: that of what they do not show.
-    unseen: Vec<Density>,
+    /// By set of modalities: that of what they do not show, for each chance of the interaction.
+    unseen: Vec<Vec<Unseen>>,
+}
+
+/// What is not seen of patients to whom the interaction has the same chance.
+struct Unseen {
+    chance: Chance,
+    density: Density,
 }
 
 /// Patients of whom all that is seen are signs tie in their scores. The lattice would break those
@@ -113,6 +119,27 @@ impl Seen {
     }
 }
 
+impl Unseen {
+    fn of(model: &Model, visible: Modalities, terms: &Density) -> Vec<Unseen> {
+        let Some(interaction) = &model.interaction else {
+            let chance = Chance {
+                chance: 0.0,
+                share: 1.0,
+            };
+            return vec![Unseen {
+                chance,
+                density: terms.clone(),
+            }];
+        };
+        let with = |chance: Chance| Unseen {
+            chance,
+            density: terms.plus(&interaction.density(chance.chance)),
+        };
+        let chances = interaction.chances(visible);
+        chances.into_iter().map(with).collect()
+    }
+}
+
 impl<'a> Oracle<'a> {
     pub(super) fn new(model: &'a Model) -> Oracle<'a> {
         let sets = Modalities::of(&SynthModality::ALL).subsets();
@@ -120,11 +147,11 @@ impl<'a> Oracle<'a> {
             .map(|set| {
                 let (seen, unseen): (Vec<&Term>, Vec<&Term>) = model
                     .terms_without_sex()
-                    .partition(|term| term.modalities().without(set) == Modalities::NONE);
-                let unseen = unseen
+                    .partition(|term| set.contains(term.modality()));
+                let terms = unseen
                     .iter()
                     .fold(Density::zero(), |sum, term| sum.plus(&term.density()));
-                (Seen::of(&seen), unseen)
+                (Seen::of(&seen), Unseen::of(model, set, &terms))
             })
             .unzip();
         Oracle {
@@ -140,13 +167,25 @@ impl<'a> Oracle<'a> {
         let seen: f64 = self
             .model
             .terms_without_sex()
-            .filter(|term| term.modalities().without(visible) == Modalities::NONE)
+            .filter(|term| visible.contains(term.modality()))
             .map(|term| term.value(&draw.values))
             .sum();
+        let chance = self
+            .model
+            .interaction
+            .map_or(0.0, |interaction| interaction.chance(&draw.values, visible));
+        // The chances are powers of two and 0, so that they can be compared.
+        let mean_over_unseen = |score: &dyn Fn(f64) -> f64| -> f64 {
+            self.unseen[visible.index()]
+                .iter()
+                .filter(|unseen| unseen.chance.chance == chance)
+                .map(|unseen| unseen.density.mean_of(score))
+                .sum()
+        };
         let known = self.model.offset(draw.site) + seen;
         let with_sex = |sex: f64| {
             let known = known + self.model.sex_weight() * sex;
-            let outcome = self.unseen[visible.index()].mean_of(|unseen| sigmoid(known + unseen));
+            let outcome = mean_over_unseen(&|unseen| sigmoid(known + unseen));
             self.model.recorded(outcome, sex)
         };
         if visible.contains(SynthModality::Register) {
@@ -230,21 +269,13 @@ impl<'a> Oracle<'a> {
 
     /// AUROC for the outcome before bias and noise, with everything.
     fn outcome_auroc(&self) -> f64 {
-        let seen = &self.seen[self.model.kept.index()];
         let mut all = Vec::new();
         for site in 0..SITES.len() {
             for sex in [-1.0, 1.0] {
-                let known = self.model.offset(site) + self.model.sex_weight() * sex;
-                for &(signs, share) in &seen.signs {
-                    all.extend(seen.rest.cells().map(|(value, mass)| {
-                        let probability = sigmoid(known + signs + value);
-                        Tally {
-                            score: probability,
-                            positive: share * mass * probability,
-                            negative: share * mass * (1.0 - probability),
-                        }
-                    }));
-                }
+                all.extend(
+                    self.outcome_curve(self.model.kept, site, sex)
+                        .flat_map(|curve| tallies(&curve, 1.0).collect::<Vec<_>>()),
+                );
             }
         }
         auroc(&mut all).unwrap_or(0.5)
@@ -273,22 +304,36 @@ impl<'a> Oracle<'a> {
             .collect()
     }
 
-    fn curve(&self, visible: Modalities, site: usize) -> Curve {
+    /// Of the outcome before bias and noise, among patients of one sex; a curve for each state of what
+    /// is seen of signs and of the interaction.
+    fn outcome_curve(
+        &self,
+        visible: Modalities,
+        site: usize,
+        sex: f64,
+    ) -> impl Iterator<Item = Curve> {
+        let known = self.model.offset(site) + self.model.sex_weight() * sex;
         let seen = &self.seen[visible.index()];
-        let unseen = &self.unseen[visible.index()];
-        let with_sex = |sex: f64| {
-            let known = self.model.offset(site) + self.model.sex_weight() * sex;
-            let mut curve = Vec::new();
-            for &(signs, share) in &seen.signs {
-                let known = known + signs;
+        self.unseen[visible.index()].iter().flat_map(move |unseen| {
+            seen.signs.iter().map(move |&(signs, share)| {
                 let means = seen
                     .rest
-                    .means_of_sum(unseen, |value| sigmoid(known + value));
-                curve.extend(means.into_iter().map(|(mass, probability)| {
-                    (share * mass, self.model.recorded(probability, sex))
-                }));
-            }
-            curve
+                    .means_of_sum(&unseen.density, |value| sigmoid(known + signs + value));
+                let share = share * unseen.chance.share;
+                let scaled = means.into_iter();
+                scaled
+                    .map(|(mass, probability)| (share * mass, probability))
+                    .collect()
+            })
+        })
+    }
+
+    fn curve(&self, visible: Modalities, site: usize) -> Curve {
+        let with_sex = |sex: f64| -> Curve {
+            self.outcome_curve(visible, site, sex)
+                .flatten()
+                .map(|(mass, probability)| (mass, self.model.recorded(probability, sex)))
+                .collect()
         };
         let (women, men) = (with_sex(-1.0), with_sex(1.0));
         if visible.contains(SynthModality::Register) {
@@ -303,10 +348,11 @@ impl<'a> Oracle<'a> {
     }
 }
 
-/// Shares of patients and their probability of a positive label, which is the best score.
+/// Shares of patients and their probability of a positive label (or of the outcome), which is the
+/// best score.
 type Curve = Vec<(f64, f64)>;
 
-fn tallies(curve: &Curve, weight: f64) -> impl Iterator<Item = Tally> + '_ {
+fn tallies(curve: &[(f64, f64)], weight: f64) -> impl Iterator<Item = Tally> + '_ {
     curve.iter().map(move |&(mass, probability)| Tally {
         score: probability,
         positive: weight * mass * probability,

@@ -96,7 +96,8 @@ pub struct SynthOptions {
     pub label_noise: f64,
     /// Share of patients with the outcome, before bias and noise.
     pub prevalence: f64,
-    /// Weight of the part of the risk that image and omics carry only together.
+    /// Log-odds that image and omics carry only together: what they add where both the image's side
+    /// and the omics' switch are 1.
     pub interaction: f64,
 }
 
@@ -112,7 +113,7 @@ impl Default for SynthOptions {
             group_bias: 0.0,
             label_noise: 0.0,
             prevalence: 0.3,
-            interaction: 0.7,
+            interaction: 1.6,
         }
     }
 }

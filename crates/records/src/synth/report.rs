@@ -168,15 +168,14 @@ pub(super) fn description(model: &Model, report: &SynthReport) -> Value {
     let terms: Vec<Value> = model
         .terms
         .iter()
-        .map(|term| {
-            let factors: Vec<&str> = term
-                .factors
-                .iter()
-                .map(|latent| latent.factor().name)
-                .collect();
-            json!({"weight": term.weight, "factors": factors})
-        })
+        .map(|term| json!({"weight": term.weight, "factor": term.latent.factor().name}))
         .collect();
+    let interaction = model.interaction.map(|interaction| {
+        json!({
+            "weight": interaction.weight,
+            "factors": interaction.latents.map(|latent| latent.factor().name),
+        })
+    });
     let sites: Vec<Value> = SITES
         .iter()
         .enumerate()
@@ -198,9 +197,11 @@ pub(super) fn description(model: &Model, report: &SynthReport) -> Value {
     json!({
         "schema": 1,
         "factors": factors,
-        "logit": "intercept + shift of the site + sum over terms of weight * product of factors",
+        "logit": "intercept + shift of the site + sum over terms of weight * factor + weight of the \
+                  interaction where all of its factors are 1",
         "intercept": model.intercept,
         "terms": terms,
+        "interaction": interaction,
         "sites": sites,
         "outcome": format!("true with probability 1 / (1 + exp(-logit)), within {HORIZON_DAYS} days"),
         "label": "the outcome, of women overlooked with probability group_bias, then turned around \
