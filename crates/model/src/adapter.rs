@@ -36,8 +36,15 @@ const PEFT_PREFIX: &str = "base_model.model.";
 struct OwnConfig {
     format: u32,
     head: HeadOptions,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    head_hidden: usize,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fusion: Option<FusionOptions>,
+}
+
+/// What is 0 is not written, so that a head without a hidden layer reads as it always did.
+fn is_zero(units: &usize) -> bool {
+    *units == 0
 }
 
 impl Model {
@@ -60,13 +67,14 @@ impl Model {
     ) -> Result<Model, ModelError> {
         let adapter = AdapterConfig::read(adapter_dir)?;
         let weights = TensorFile::open(&adapter_dir.join(WEIGHTS))?;
-        let (head, fusion) = match read_own(adapter_dir)? {
-            Some(own) => (own.head, own.fusion),
-            None => (stored_head(&adapter, &weights, checkpoint)?, None),
+        let (head, head_hidden, fusion) = match read_own(adapter_dir)? {
+            Some(own) => (own.head, own.head_hidden, own.fusion),
+            None => (stored_head(&adapter, &weights, checkpoint)?, 0, None),
         };
         let options = ModelOptions {
             lora: adapter.lora.clone(),
             head,
+            head_hidden,
             fusion,
             seed: 0,
             dtype,
@@ -187,6 +195,7 @@ impl Model {
             let config = OwnConfig {
                 format: OWN_FORMAT,
                 head: self.options.head,
+                head_hidden: self.options.head_hidden,
                 fusion: self.options.fusion.clone(),
             };
             let path = dir.join(OWN_CONFIG);

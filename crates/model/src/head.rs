@@ -144,31 +144,59 @@ pub(crate) enum Head {
     Classifier(Box<Classifier>),
 }
 
-/// One linear layer, or RoBERTa's dense layer, tanh and projection.
+/// One linear layer, or a hidden layer before it: RoBERTa's with its tanh, or one of ours with GELU.
 #[derive(Debug, Clone)]
 pub(crate) struct Classifier {
-    dense: Option<Linear>,
+    hidden: Option<(Linear, Activation)>,
     output: Linear,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Activation {
+    Tanh,
+    Gelu,
+}
+
 impl Classifier {
+    /// `hidden`: units of the hidden layer of a head that reads the mean; 0 for none.
     pub fn build(
         builder: &Builder,
         config: &ModelConfig,
         labels: usize,
         pooling: Pooling,
+        hidden: usize,
     ) -> Result<Classifier, ModelError> {
-        if pooling == Pooling::Mean {
-            let spec = ModuleSpec {
-                path: "classifier".to_owned(),
-                ..architecture::classifier(config, labels)
-                    .pop()
-                    .expect("a classifier has an output layer")
-            };
-            return Ok(Classifier {
-                dense: None,
-                output: builder.head(&spec, ParameterKind::Own(ParameterGroup::Head))?,
-            });
+        let own = |path: &str, output, input| {
+            let spec = ModuleSpec::linear(path.to_owned(), output, input, true);
+            builder.head(&spec, ParameterKind::Own(ParameterGroup::Head))
+        };
+        match (pooling, hidden) {
+            (Pooling::Mean, 0) => {
+                let spec = ModuleSpec {
+                    path: "classifier".to_owned(),
+                    ..architecture::classifier(config, labels)
+                        .pop()
+                        .expect("a classifier has an output layer")
+                };
+                return Ok(Classifier {
+                    hidden: None,
+                    output: builder.head(&spec, ParameterKind::Own(ParameterGroup::Head))?,
+                });
+            }
+            (Pooling::Mean, hidden) => {
+                let dense = own("classifier.dense", hidden, config.hidden)?;
+                return Ok(Classifier {
+                    hidden: Some((dense, Activation::Gelu)),
+                    output: own("classifier.out_proj", labels, hidden)?,
+                });
+            }
+            (Pooling::Last | Pooling::Cls, 0) => {}
+            (Pooling::Last | Pooling::Cls, _) => {
+                return Err(ModelError::options(
+                    "a hidden layer of the head needs pooling `mean`: the heads of `last` and \
+                     `cls` are those of Transformers, which have their own layers",
+                ));
+            }
         }
         let mut modules = architecture::classifier(config, labels)
             .iter()
@@ -176,7 +204,7 @@ impl Classifier {
             .collect::<Result<Vec<_>, _>>()?;
         let output = modules.pop().expect("a classifier has an output layer");
         Ok(Classifier {
-            dense: modules.pop(),
+            hidden: modules.pop().map(|dense| (dense, Activation::Tanh)),
             output,
         })
     }
@@ -184,8 +212,12 @@ impl Classifier {
     /// Pooled states `[1, samples, hidden]` → logits `[samples, labels]`, in f32.
     pub fn forward(&self, pooled: Tensor<3>, mode: Mode) -> Tensor<2> {
         let mut pooled = pooled.cast(DType::F32);
-        if let Some(dense) = &self.dense {
-            pooled = dense.forward(pooled, mode).tanh();
+        if let Some((dense, activation)) = &self.hidden {
+            pooled = dense.forward(pooled, mode);
+            pooled = match activation {
+                Activation::Tanh => pooled.tanh(),
+                Activation::Gelu => burn::tensor::activation::gelu(pooled),
+            };
         }
         let logits = self.output.forward(pooled, mode);
         let [_, samples, labels] = logits.dims();
@@ -193,7 +225,7 @@ impl Classifier {
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
-        if let Some(dense) = &mut self.dense {
+        if let Some((dense, _)) = &mut self.hidden {
             dense.visit(visitor);
         }
         self.output.visit(visitor);

@@ -28,6 +28,10 @@ pub struct ModelOptions {
     pub lora: Option<LoraOptions>,
     /// What the model predicts.
     pub head: HeadOptions,
+    /// Units of a hidden layer with GELU between the mean and the logits; 0 for none. Without one,
+    /// what the states say is added up and nothing more: such a head cannot weigh one modality by
+    /// another. Needs [`Pooling::Mean`].
+    pub head_hidden: usize,
     /// The streams of modality items that become soft tokens; without them the model reads tokens
     /// only.
     pub fusion: Option<FusionOptions>,
@@ -42,6 +46,7 @@ impl Default for ModelOptions {
         ModelOptions {
             lora: None,
             head: HeadOptions::None,
+            head_hidden: 0,
             fusion: None,
             seed: 0,
             dtype: FloatDType::F32,
@@ -204,7 +209,11 @@ impl Model {
                 },
                 _,
             ) => Head::Classifier(Box::new(Classifier::build(
-                &builder, config, labels, pooling,
+                &builder,
+                config,
+                labels,
+                pooling,
+                options.head_hidden,
             )?)),
             _ => Head::None,
         };

@@ -274,6 +274,35 @@ fn missing_unused_and_misshapen_keys_are_named() {
 }
 
 #[test]
+fn a_hidden_layer_of_the_head_is_counted_saved_and_loaded() {
+    let checkpoint = Checkpoint::open(&fixture("bert")).unwrap();
+    let options = |pooling, head_hidden| ModelOptions {
+        head: classifier(2, pooling, Problem::Multiclass),
+        head_hidden,
+        ..ModelOptions::default()
+    };
+    let mut model = Model::load(&checkpoint, &options(Pooling::Mean, 5), &device()).unwrap();
+    let width = checkpoint.config().hidden_size() as u64;
+    assert_eq!(model.size().head_parameters, 5 * width + 5 + 2 * 5 + 2);
+    model.visit_trainable(&mut Perturb);
+    let dir = tempfile::tempdir().unwrap();
+    model.save_adapter(dir.path(), "bert").unwrap();
+
+    let input = packed(&[sequences()], 32);
+    let logits = |model: &Model| values(model.forward(&input, Mode::Infer));
+    let loaded = load("bert", dir.path()).unwrap();
+    assert_eq!(logits(&model), logits(&loaded));
+
+    // A linear head has no place for it, and a class's own head takes none.
+    let mut linear = Model::load(&checkpoint, &options(Pooling::Mean, 0), &device()).unwrap();
+    let error = linear.load_adapter(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("classifier"), "{error}");
+    let refused = Model::load(&checkpoint, &options(Pooling::Cls, 5), &device());
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("mean"), "{error}");
+}
+
+#[test]
 fn an_adapter_with_another_scaling_is_not_loaded_into_a_model() {
     let model = create("llama2", CAUSAL, 1);
     let dir = tempfile::tempdir().unwrap();

@@ -131,6 +131,7 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
             let options = ModelOptions {
                 lora,
                 head,
+                head_hidden: 0,
                 fusion: None,
                 seed,
                 dtype,

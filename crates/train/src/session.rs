@@ -151,6 +151,7 @@ pub(crate) fn model_options(
             recipe.task.pooling,
             checkpoint.config().family(),
         ),
+        head_hidden: recipe.task.hidden,
         fusion,
         seed: derive(recipe.train.seed, "new weights", &[]),
         dtype: float_dtype(recipe.model.dtype),

@@ -94,6 +94,8 @@ section! {
         class_weights: ClassWeights = ClassWeights::Named(ClassWeighting::None) => TextOrList;
         /// Which position speaks for the patient: `last`, `cls` or `mean`; `auto` is `last` for decoders and `mean` for encoders.
         pooling: PoolingChoice = PoolingChoice::Auto => Text;
+        /// Units of a hidden layer (GELU) between the pooled state and the logits, so that the head can weigh one modality by another; 0 for none. For `pooling = "mean"`: the heads of `last` and `cls` are those of Transformers.
+        hidden: usize = 0 => Integer;
     }
 }
 
