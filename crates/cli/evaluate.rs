@@ -30,9 +30,15 @@ pub struct Arguments {
     /// Another cohort than the run's own, with labels of the same name
     #[arg(long, value_name = "DIR")]
     cohort: Option<PathBuf>,
+    /// At most so many patients of the split: a sample, the same for every run on the cohort
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    patients: Option<u64>,
     /// Shows what each modality or site is worth: withheld, alone, and its Shapley value
     #[arg(long, value_enum, value_name = "WHAT")]
     ablate: Option<Ablate>,
+    /// Compares with another run on the same patients: both values and their difference, paired
+    #[arg(long, value_name = "RUN", conflicts_with = "ablate")]
+    against: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgument,
     /// Prints metrics, curves and cost as JSON
@@ -86,11 +92,12 @@ struct Found<'a> {
 
 /// Scores the patients, and prints the metrics.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let (options, own_cohort) = options(
+    let (mut options, own_cohort) = options(
         &arguments.run,
         arguments.cohort.as_deref(),
         &arguments.device,
     )?;
+    options.patients = arguments.patients.map(|patients| patients as usize);
     let stop = stop_on_signals()?;
     let mut progress = Progress::new();
     if let Some(ablate) = arguments.ablate {
@@ -106,6 +113,21 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
             output::print_json(&found)?;
         } else {
             output::print(&results::show_ablation(&found))?;
+        }
+        return Ok(Exit::Done);
+    }
+    if let Some(against) = &arguments.against {
+        let cohort = arguments.cohort.as_deref();
+        let (mut other, _) = self::options(against, cohort, &arguments.device)?;
+        other.patients = options.patients;
+        let split = arguments.split.split();
+        let found = calor_train::compare(&options, &other, split, &mut progress, &stop);
+        progress.finish();
+        let found = found?.ok_or_else(stopped)?;
+        if arguments.json {
+            output::print_json(&found)?;
+        } else {
+            output::print(&results::show_comparison(&arguments.run, against, &found))?;
         }
         return Ok(Exit::Done);
     }
@@ -153,6 +175,7 @@ pub fn options(
         cache: cache::folder()?,
         device,
         cohort: cohort.map(Path::to_owned),
+        patients: None,
     };
     Ok((options, recipe.cohort.path))
 }

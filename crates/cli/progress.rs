@@ -112,6 +112,7 @@ impl Observer for Progress {
         self.stage = Some(stage);
         self.last_line = Some(Instant::now());
         let name = match stage {
+            Stage::Synthesize => "Making the synthetic cohort",
             Stage::Open => "Opening cohort and checkpoint",
             Stage::Prepare => "Preparing sequences",
             Stage::Load => "Loading weights",

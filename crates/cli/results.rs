@@ -4,6 +4,7 @@ use std::path::Path;
 
 use calor_evaluate::{Ablation, Interval, Metrics, Score, metric_names};
 use calor_meter::{MeterReport, Quantity};
+use calor_train::Comparison;
 use calor_train::artifacts::report::{Outcome, Report, SplitEvaluation};
 use calor_train::recipe::Metric;
 use serde::Deserialize;
@@ -160,16 +161,6 @@ pub fn show_split(split: &str, evaluation: &SplitEvaluation) -> String {
 /// What each source of a fused model is worth.
 pub fn show_ablation(ablation: &Ablation) -> String {
     let metric = title_of(&ablation.metric);
-    let signed = |score: &Score| match (score.value(), score.bounds()) {
-        (Some(value), Some((low, high))) => format!("{value:+.3} ({low:+.3} to {high:+.3})"),
-        (Some(value), None) => format!("{value:+.3}"),
-        (None, _) => "–".to_owned(),
-    };
-    let plain = |score: &Score| match (score.value(), score.bounds()) {
-        (Some(value), Some((low, high))) => format!("{value:.3} ({low:.3} to {high:.3})"),
-        (Some(value), None) => format!("{value:.3}"),
-        (None, _) => "–".to_owned(),
-    };
     let mut table = Table::new(&[
         ("source", Align::Left),
         ("alone", Align::Left),
@@ -196,6 +187,39 @@ pub fn show_ablation(ablation: &Ablation) -> String {
         plain(&ablation.none),
         table.render()
     )
+}
+
+/// Two runs side by side.
+pub fn show_comparison(run: &Path, other: &Path, found: &Comparison) -> String {
+    let mut table = Table::new(&[("run", Align::Left), (title_of(&found.metric), Align::Left)]);
+    table.row([run.display().to_string(), plain(&found.run)]);
+    table.row([other.display().to_string(), plain(&found.other)]);
+    table.row(["difference".to_owned(), signed(&found.difference)]);
+    format!(
+        "{} patients, {:.0}% intervals from {} paired resamples\n\n{}",
+        count(found.patients as u64),
+        100.0 * found.level,
+        count(found.resamples as u64),
+        table.render()
+    )
+}
+
+/// A score with its interval.
+fn plain(score: &Score) -> String {
+    match (score.value(), score.bounds()) {
+        (Some(value), Some((low, high))) => format!("{value:.3} ({low:.3} to {high:.3})"),
+        (Some(value), None) => format!("{value:.3}"),
+        (None, _) => "–".to_owned(),
+    }
+}
+
+/// The same of a difference.
+fn signed(score: &Score) -> String {
+    match (score.value(), score.bounds()) {
+        (Some(value), Some((low, high))) => format!("{value:+.3} ({low:+.3} to {high:+.3})"),
+        (Some(value), None) => format!("{value:+.3}"),
+        (None, _) => "–".to_owned(),
+    }
 }
 
 fn metrics_table(metrics: &Metrics) -> Table {

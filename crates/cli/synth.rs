@@ -205,6 +205,22 @@ fn show(report: &SynthReport) -> String {
         "What each modality is worth (AUROC, exact over all subsets)",
         &modalities,
     );
+    let mut sources = Table::new(&[
+        ("source", Align::Left),
+        ("alone", Align::Right),
+        ("all others", Align::Right),
+        ("Shapley value", Align::Right),
+    ]);
+    for source in &optimum.sources {
+        sources.row([
+            source.source.clone(),
+            auroc(Some(source.alone)),
+            auroc(Some(source.without)),
+            auroc(Some(source.shapley)),
+        ]);
+    }
+    let title = "The same with the text as one, to compare with calor evaluate --ablate modality";
+    let _ = write!(text, "\n{title}\n{}", sources.render());
     let _ = writeln!(
         text,
         "\nIn expectation: integrated over the generating model, within {:.4}.\nHeld out: the best \

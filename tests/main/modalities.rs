@@ -139,6 +139,130 @@ fn every_modality_is_trained_and_its_worth_adds_up() {
 }
 
 #[test]
+fn a_recipe_makes_its_synthetic_cohort_once() {
+    let workplace = Workplace::new();
+    let recipe = RECIPE.replace(
+        "path = \"cohort\"",
+        "path = \"made/here\"\nsynth = { patients = 48, modalities = [\"notes\", \"labs\"] }",
+    );
+    let recipe = recipe.replace("max_tokens = 96", "max_tokens = 128");
+    fs::write(workplace.path("made.toml"), recipe).expect("the recipe");
+    let run = |out: &str, set: &[&str]| {
+        let mut arguments = vec![
+            "train",
+            "made.toml",
+            "--out",
+            out,
+            "--set",
+            "train.epochs=1",
+        ];
+        for assignment in set {
+            arguments.extend(["--set", assignment]);
+        }
+        workplace.run(arguments)
+    };
+    let first = run("first", &[]).done();
+    assert!(
+        first.stderr.contains("synthetic cohort"),
+        "{}",
+        first.stderr
+    );
+    let model = workplace.path("made/here/generating_model.json");
+    let made = fs::metadata(&model).and_then(|file| file.modified());
+    run("second", &[]).done();
+    let kept = fs::metadata(&model).and_then(|file| file.modified());
+    assert_eq!(kept.expect("a time"), made.expect("a time"));
+    // The run knows how its cohort came about.
+    let resolved = fs::read_to_string(workplace.path("first/recipe.toml")).expect("the recipe");
+    assert!(resolved.contains("patients = 48"), "{resolved}");
+
+    let other = run("other", &["cohort.synth.patients=49"]).with_status(1);
+    assert!(
+        other.stderr.contains("`patients` 48 instead of 49"),
+        "{}",
+        other.stderr
+    );
+    let wrong = run("wrong", &["cohort.synth.prevalence=2"]).with_status(2);
+    assert!(
+        wrong.stderr.contains("`prevalence` must be between"),
+        "{}",
+        wrong.stderr
+    );
+}
+
+/// A modality that nobody has: the run goes through, says so, and comes close to the one without it.
+#[test]
+fn every_item_of_a_modality_may_be_missing() {
+    let workplace = Workplace::new();
+    workplace
+        .run([
+            "cohort",
+            "synth",
+            "synth",
+            "--patients",
+            "48",
+            "--missing",
+            "speech=1.0",
+        ])
+        .done();
+    let recipe = RECIPE
+        .replace("path = \"cohort\"", "path = \"synth\"")
+        .replace(
+            "max_tokens = 96",
+            "max_tokens = 128\noverlength = \"drop_oldest_events\"",
+        )
+        + MODALITIES;
+    fs::write(workplace.path("fused.toml"), recipe).expect("the recipe");
+    let missing = train(&workplace, "missing", &[]).done();
+    assert!(
+        missing
+            .stderr
+            .contains("no training patient has an item of the modality `speech`"),
+        "{}",
+        missing.stderr
+    );
+    train(&workplace, "without", &["modality.exclude=[\"speech\"]"]).done();
+    let found = workplace
+        .run([
+            "evaluate",
+            "missing",
+            "--split",
+            "all",
+            "--against",
+            "without",
+            "--json",
+        ])
+        .done()
+        .json();
+    let value = |key: &str| found[key]["value"].as_f64().expect("a value");
+    assert_eq!(found["metric"], "auroc");
+    assert_eq!(found["patients"], 48);
+    assert!((value("run") - value("other") - value("difference")).abs() < 1e-12);
+    assert!(value("difference").abs() < 0.2, "{found}");
+
+    // The same comparison on fewer patients, and with a run that it cannot be made with.
+    let some = [
+        "evaluate",
+        "missing",
+        "--split",
+        "all",
+        "--against",
+        "without",
+        "--patients",
+        "20",
+    ];
+    let shown = workplace.run(some).done().stdout;
+    assert!(
+        shown.contains("20 patients") && shown.contains("difference"),
+        "{shown}"
+    );
+    let gone = workplace
+        .run(["evaluate", "missing", "--against", "nowhere"])
+        .with_status(1);
+    assert!(gone.stderr.contains("nowhere"), "{}", gone.stderr);
+}
+
+#[test]
 fn a_stopped_run_with_modalities_resumes_to_the_same_bits() {
     let workplace = workplace();
     let set = ["train.epochs=12", "train.checkpoint_every_steps=5"];

@@ -91,7 +91,13 @@ fn it_passes_the_check_on_data_of_its_shape() {
             TaskKind::Multiclass => |outcome| LabelValue::Integer(i64::from(outcome)),
             _ => LabelValue::Boolean,
         };
-        write_labelled_cohort(&workplace.path("data"), &recipe.task.labels.names(), label);
+        // A synthetic cohort is made by the check itself.
+        let cohort = if recipe.cohort.synth.is_some() {
+            "cohort.synth.patients=60"
+        } else {
+            write_labelled_cohort(&workplace.path("data"), &recipe.task.labels.names(), label);
+            "cohort.path=data"
+        };
         for (place, fixture) in TOWERS {
             small_tower(&workplace.path(place), fixture);
         }
@@ -102,7 +108,7 @@ fn it_passes_the_check_on_data_of_its_shape() {
                 "--set",
                 "model.id=model",
                 "--set",
-                "cohort.path=data",
+                cohort,
                 "--set",
                 "sequence.max_tokens=96",
             ])

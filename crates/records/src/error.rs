@@ -162,6 +162,18 @@ pub enum RecordsError {
         problem: String,
     },
 
+    #[error(
+        "{path} holds something that is no synthetic cohort: name another folder, or leave out the \
+         options of one", path = path.display()
+    )]
+    NotSynthetic { path: PathBuf },
+
+    #[error(
+        "the synthetic cohort in {path} was made with {difference}: remove it, or name another folder",
+        path = path.display()
+    )]
+    OtherSynthetic { path: PathBuf, difference: String },
+
     #[error("{path} cannot be written: {reason}", path = path.display())]
     Write { path: PathBuf, reason: String },
 }

@@ -49,8 +49,8 @@ pub use patient::{BIRTH_CODE, DEATH_CODE, Event, Patient, Split};
 pub use reader::ShardReader;
 pub use rules::{Finding, Rule, RuleReport, Severity, ValidationReport};
 pub use synth::{
-    HeldOutModality, HeldOutOptimum, ModalityOptimum, Optimum, SubsetOptimum, SynthModality,
-    SynthOptions, SynthReport, synthesize,
+    HeldOutModality, HeldOutOptimum, ModalityOptimum, Optimum, SourceOptimum, SubsetOptimum,
+    SynthModality, SynthOptions, SynthReport, ensure_synthetic, synthesize,
 };
 pub use time::{MICROSECONDS_PER_DAY, MICROSECONDS_PER_SECOND, format_time_us};
 pub use validate::validate;

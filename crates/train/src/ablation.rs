@@ -9,8 +9,8 @@ use calor_sequence::SequenceOptions;
 use crate::TrainError;
 use crate::evaluation::Scored;
 use crate::observer::{Observer, Stage, StopFlag};
-use crate::recipe::Metric;
 use crate::recipe::modality::TEXT;
+use crate::recipe::{Metric, Recipe};
 use crate::seed::derive;
 use crate::usage::{UseOptions, Using};
 
@@ -107,16 +107,6 @@ pub fn ablate(
     };
     observer.stage(Stage::Report);
     let recipe = &using.recipe;
-    let metric = match recipe.evaluate.metric {
-        // The loss is no metric of predictions; the default of the task stands in.
-        None | Some(Metric::Loss) => Metric::default_of(recipe.task.kind),
-        Some(metric) => metric,
-    };
-    let bootstrap = BootstrapOptions {
-        resamples: recipe.evaluate.resamples,
-        seed: derive(recipe.train.seed, "bootstrap", &[]),
-        ..BootstrapOptions::default()
-    };
     let outputs: Vec<&[f64]> = outputs.iter().map(Vec::as_slice).collect();
     let found = first.with_targets(|targets, patients| {
         shares(
@@ -124,11 +114,29 @@ pub fn ablate(
             &outputs,
             targets,
             patients,
-            metric.name(),
-            &bootstrap,
+            metric(recipe).name(),
+            &bootstrap(recipe),
         )
     })?;
     Ok(Some(found))
+}
+
+/// The metric that a run was decided by.
+pub(crate) fn metric(recipe: &Recipe) -> Metric {
+    match recipe.evaluate.metric {
+        // The loss is no metric of predictions; the default of the task stands in.
+        None | Some(Metric::Loss) => Metric::default_of(recipe.task.kind),
+        Some(metric) => metric,
+    }
+}
+
+/// The resamples of a run's intervals.
+pub(crate) fn bootstrap(recipe: &Recipe) -> BootstrapOptions {
+    BootstrapOptions {
+        resamples: recipe.evaluate.resamples,
+        seed: derive(recipe.train.seed, "bootstrap", &[]),
+        ..BootstrapOptions::default()
+    }
 }
 
 /// How patients are read without some sources: the options of their sequences, and the streams whose

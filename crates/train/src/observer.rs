@@ -12,6 +12,8 @@ use crate::recipe::Metric;
 /// What a run does before, between and after its steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// Making the synthetic cohort that the recipe asks for, unless it is there.
+    Synthesize,
     /// Opening and checking cohort, labels and checkpoint.
     Open,
     /// Turning patients into sequences.

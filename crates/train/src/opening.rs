@@ -1,13 +1,13 @@
 //! What a run starts from: checkpoint, patients, plan and loss, checked against each other.
 
 use calor_model::{Checkpoint, EncoderSpec, FusionOptions, StreamDemand};
-use calor_records::{Split, omics_features};
+use calor_records::{Split, ensure_synthetic, omics_features};
 use calor_sequence::SampleSet;
 
 use crate::TrainError;
 use crate::data::{Data, Source, TASK_FORMAT, TaskFile};
 use crate::objective::Objective;
-use crate::observer::Observer;
+use crate::observer::{Observer, Stage};
 use crate::plan::RunPlan;
 use crate::recipe::modality::fusion;
 use crate::recipe::{Recipe, TaskKind};
@@ -39,6 +39,11 @@ impl Opening {
             problem,
         };
         let checkpoint = Checkpoint::open(&options.checkpoint)?;
+        if let Some(synth) = &recipe.cohort.synth {
+            observer.stage(Stage::Synthesize);
+            // Told when it is done: the progress comes from other threads, and it takes seconds.
+            ensure_synthetic(&recipe.cohort.path, synth, &|_| {})?;
+        }
         let data = Data::load(&source(options), observer)?;
         if let Some(problem) = misfit(recipe, &checkpoint, &data) {
             return Err(does_not_fit(problem));

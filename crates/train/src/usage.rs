@@ -1,5 +1,6 @@
 //! What a finished run is used for: evaluation on a split or another cohort, prediction.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -35,6 +36,8 @@ pub struct UseOptions {
     pub device: DeviceSpec,
     /// Another cohort than the run's own.
     pub cohort: Option<PathBuf>,
+    /// At most so many patients of the split: a sample of them, always the same.
+    pub patients: Option<usize>,
 }
 
 /// Patients with what a run's model says about them, and what is known.
@@ -166,7 +169,8 @@ impl<'a> Using<'a> {
         }
     }
 
-    fn score(
+    /// The patients of a split, or all, with what scoring them cost.
+    pub fn score(
         &self,
         split: Option<Split>,
         labelled: bool,
@@ -210,6 +214,12 @@ impl<'a> Using<'a> {
         let set = match split {
             Some(split) => data.set(split),
             None => data.prepared.all(),
+        };
+        let set = match self.options.patients {
+            Some(patients) => some_of(&set, patients, |sample| {
+                data.prepared.sample(sample as usize).subject_id
+            }),
+            None => set,
         };
         if set.is_empty() {
             let which = split.map_or("patients".to_owned(), |split| {
@@ -275,6 +285,23 @@ impl<'a> Using<'a> {
     }
 }
 
+/// The samples of so many patients of a set. Who they are depends on their numbers alone, so that two
+/// runs on a cohort are asked about the same people.
+fn some_of(set: &SampleSet, patients: usize, subject: impl Fn(u32) -> i64) -> SampleSet {
+    let rank = |subject: i64| derive(0, "some patients", &[subject as u64]);
+    let subjects: BTreeSet<i64> = set.samples().iter().map(|&one| subject(one)).collect();
+    let mut subjects: Vec<i64> = subjects.into_iter().collect();
+    subjects.sort_by_key(|&subject| (rank(subject), subject));
+    subjects.truncate(patients);
+    let chosen: BTreeSet<i64> = subjects.into_iter().collect();
+    let samples = set.samples().iter().copied();
+    SampleSet::from_samples(
+        samples
+            .filter(|&one| chosen.contains(&subject(one)))
+            .collect(),
+    )
+}
+
 /// Refuses a checkpoint that is not the one a run was trained on: by the lengths of its
 /// files, and the contents of the small ones.
 fn same_checkpoint(folder: &Path, files: &[FileHash]) -> Result<(), TrainError> {
@@ -295,4 +322,27 @@ fn same_checkpoint(folder: &Path, files: &[FileHash]) -> Result<(), TrainError> 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_patients_are_whole_patients_and_the_same_in_every_set() {
+        // Two samples a patient.
+        let subject = |sample: u32| i64::from(sample / 2);
+        let all = SampleSet::from_samples((0..200).collect());
+        let some = some_of(&all, 30, subject);
+        let subjects: BTreeSet<i64> = some.samples().iter().map(|&one| subject(one)).collect();
+        assert_eq!((some.len(), subjects.len()), (60, 30));
+        // More are asked for: the first ones stay.
+        let more = some_of(&all, 40, subject);
+        assert!(
+            some.samples()
+                .iter()
+                .all(|one| more.samples().contains(one))
+        );
+        assert_eq!(some_of(&all, 1_000, subject).len(), 200);
+    }
 }

@@ -349,6 +349,7 @@ fn use_options(home: &Home, run: &str, cohort: Option<&str>) -> UseOptions {
         cache: home.path("cache"),
         device: DeviceSpec::Cpu,
         cohort: cohort.map(|name| home.path(name)),
+        patients: None,
     }
 }
 

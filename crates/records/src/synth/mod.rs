@@ -29,8 +29,8 @@
 //!
 //! over all factors but side and switch. What these two add, image and omics carry jointly: the
 //! finding on the image counts only where the genes are switched on, so that either alone can be
-//! read no further than to a chance of one half. The weights stand in `model.rs` and in the `generating_model.json` of
-//! each cohort; the intercept follows from the prevalence. What is not made (`modalities`) has no
+//! read no further than to a chance of one half. The weights stand in `model.rs` and in the
+//! `generating_model.json` of each cohort; the intercept follows from the prevalence. What is not made (`modalities`) has no
 //! term.
 //!
 //! *Sites.* Each patient belongs to one of four equally likely sites with scores of mean 0 and
@@ -51,6 +51,7 @@
 //! presence says that the cohort is complete.
 
 mod density;
+mod ensure;
 mod images;
 mod model;
 mod omics;
@@ -67,7 +68,8 @@ mod truth;
 mod waveforms;
 mod write;
 
-pub use optimum::{ModalityOptimum, Optimum, SubsetOptimum};
+pub use ensure::ensure_synthetic;
+pub use optimum::{ModalityOptimum, Optimum, SourceOptimum, SubsetOptimum};
 pub use options::{SynthModality, SynthOptions};
 pub use report::{HeldOutModality, HeldOutOptimum, SynthReport};
 pub use write::synthesize;

@@ -28,6 +28,8 @@ pub struct Optimum {
     pub outcome: f64,
     /// In the order of [`SynthModality::ALL`].
     pub modalities: Vec<ModalityOptimum>,
+    /// The same of what a model is given apart: everything that is written as text counts as one.
+    pub sources: Vec<SourceOptimum>,
     /// For the recorded label with each set of modalities, as far as they are not missing. The
     /// Shapley values are over these.
     pub subsets: Vec<SubsetOptimum>,
@@ -44,6 +46,18 @@ pub struct ModalityOptimum {
     /// AUROC with all others.
     pub without: f64,
     /// Its Shapley value over the AUROC; all of them sum to `observed - site_alone`.
+    pub shapley: f64,
+}
+
+/// What the modalities that a model is given together are worth, as [`ModalityOptimum`] says it of one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SourceOptimum {
+    /// `text`, or the modality's name.
+    pub source: String,
+    pub modalities: Vec<SynthModality>,
+    pub alone: f64,
+    pub without: f64,
+    /// Over the sources as players.
     pub shapley: f64,
 }
 
@@ -225,12 +239,35 @@ impl<'a> Oracle<'a> {
                 }
             })
             .collect();
+        let sources = sources(kept);
+        // The first modality of each source plays for all of it.
+        let players = Modalities::of(
+            &sources
+                .iter()
+                .map(|source| source.player)
+                .collect::<Vec<_>>(),
+        );
+        let played = |set: Modalities| {
+            let chosen = sources.iter().filter(|source| set.contains(source.player));
+            of(chosen.fold(Modalities::NONE, |all, source| all.or(source.modalities)))
+        };
+        let sources = sources
+            .iter()
+            .map(|source| SourceOptimum {
+                source: source.name.to_owned(),
+                modalities: source.modalities.iter().collect(),
+                alone: of(source.modalities),
+                without: of(kept.without(source.modalities)),
+                shapley: shapley(players, source.player, played),
+            })
+            .collect();
         Optimum {
             everything: auroc(&mut everyone).unwrap_or(0.5),
             observed: of(kept),
             site_alone: of(Modalities::NONE),
             outcome: self.outcome_auroc(),
             modalities,
+            sources,
             subsets: sets
                 .iter()
                 .zip(values)
@@ -358,6 +395,31 @@ fn tallies(curve: &[(f64, f64)], weight: f64) -> impl Iterator<Item = Tally> + '
         positive: weight * mass * probability,
         negative: weight * mass * (1.0 - probability),
     })
+}
+
+/// What a model is given apart, with the modality that plays for it.
+struct Source {
+    name: &'static str,
+    modalities: Modalities,
+    player: SynthModality,
+}
+
+/// Text first; then each modality that has files, in their order.
+fn sources(kept: Modalities) -> Vec<Source> {
+    let text = kept.iter().filter(|one| one.item().is_none());
+    let text = Modalities::of(&text.collect::<Vec<_>>());
+    let written = text.iter().next().map(|player| Source {
+        name: "text",
+        modalities: text,
+        player,
+    });
+    let items = kept.without(text);
+    let apart = items.iter().map(|player| Source {
+        name: player.name(),
+        modalities: Modalities::of(&[player]),
+        player,
+    });
+    written.into_iter().chain(apart).collect()
 }
 
 /// The mean of what `modality` adds to `value` over all orders in which the modalities of `all` can

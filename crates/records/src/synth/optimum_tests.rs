@@ -278,3 +278,41 @@ fn an_interaction_has_the_auroc_of_the_closed_form() {
         near(modality.alone, of_two(0.5, base, (base + raised) / 2.0));
     }
 }
+
+#[test]
+fn sources_play_the_same_game_as_their_modalities() {
+    let optimum = Oracle::new(&Model::new(&SynthOptions::default())).optimum();
+    let names: Vec<&str> = optimum
+        .sources
+        .iter()
+        .map(|one| one.source.as_str())
+        .collect();
+    assert_eq!(names, ["text", "image", "waveform", "omics", "speech"]);
+    let sum: f64 = optimum.sources.iter().map(|one| one.shapley).sum();
+    assert!((sum - (optimum.observed - optimum.site_alone)).abs() < 1e-12);
+    let auroc = |modalities: &[SynthModality]| {
+        let mut subsets = optimum.subsets.iter();
+        subsets
+            .find(|subset| subset.modalities == modalities)
+            .unwrap()
+            .auroc
+    };
+    use SynthModality::{Image, Labs, Notes, Omics, Register, Speech, Waveform};
+    assert_eq!(optimum.sources[0].alone, auroc(&[Register, Notes, Labs]));
+    assert_eq!(
+        optimum.sources[0].without,
+        auroc(&[Image, Waveform, Omics, Speech])
+    );
+
+    // With two sources: half of what one is alone, half of what it adds to the other.
+    let two = SynthOptions {
+        modalities: vec![Register, Notes, Image],
+        ..SynthOptions::default()
+    };
+    let optimum = Oracle::new(&Model::new(&two)).optimum();
+    let [text, image] = &optimum.sources[..] else {
+        panic!("two sources");
+    };
+    let expected = (text.alone - optimum.site_alone + optimum.observed - image.alone) / 2.0;
+    assert!((text.shapley - expected).abs() < 1e-12);
+}

@@ -225,6 +225,10 @@ impl Modalities {
         Modalities(self.0 & other.0)
     }
 
+    pub(super) fn or(self, other: Modalities) -> Modalities {
+        Modalities(self.0 | other.0)
+    }
+
     pub(super) fn len(self) -> usize {
         self.0.count_ones() as usize
     }

@@ -14,6 +14,7 @@ mod validate;
 use std::path::PathBuf;
 
 use calor_meter::EnergyOptions;
+use calor_records::SynthOptions;
 use calor_sequence::SequenceOptions;
 use serde::{Deserialize, Serialize};
 
@@ -201,6 +202,9 @@ section! {
     CohortSection at "cohort." {
         /// Folder of a cohort in the MEDS format, relative to where `calor` is started.
         path: PathBuf = PathBuf::new() => Text required;
+        /// Makes a synthetic cohort there where there is none, with the options of `calor cohort synth`: `{ patients = 16000, seed = 0 }`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        synth: Option<SynthOptions> = None => Map;
     }
 }
 

@@ -108,6 +108,16 @@ fn header(recipe: &Recipe, found: &mut Found) {
         "is empty",
         "give the folder that holds `data/` and `metadata/`",
     );
+    if let Some(options) = &recipe.cohort.synth
+        && let Err(error) = options.check()
+    {
+        found.unless(
+            false,
+            "cohort.synth",
+            format_args!("does not work out: {error}"),
+            "",
+        );
+    }
 }
 
 fn modality(recipe: &Recipe, found: &mut Found) {
