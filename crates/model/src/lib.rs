@@ -50,6 +50,7 @@ pub use error::ModelError;
 pub use fusion::{
     EncoderSpec, FusionOptions, ItemTensors, ModalityKind, OmicsEncoderOptions, PatchOptions,
     Placement, ResamplerOptions, SeriesOptions, SignalOptions, SoftInput, StreamDemand, StreamSpec,
+    WindowsOptions,
 };
 pub use head::{HeadOptions, Pooling, Problem};
 pub use lora::{LoraOptions, Targets};

@@ -40,6 +40,7 @@ mod stream;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
+mod windows;
 
 pub use batch::{HostBatch, ItemContent, PlacedItem, Span, collate};
 pub use error::SequenceError;
@@ -56,3 +57,4 @@ pub use scaling::Scaling;
 pub use statistics::{CodeStatistics, ValueStatistics};
 pub use stream::{SeriesValue, StreamOptions};
 pub use tokenizer::PatientTokenizer;
+pub use windows::{WINDOW_STATISTICS, series_windows};

@@ -3,9 +3,13 @@
 use burn::tensor::Device;
 use calor_model::{
     EncoderSpec, FusionOptions, ItemTensors, ModalityKind, Model, Placement, SoftInput,
+    WindowsOptions,
 };
 use calor_records::Split;
-use calor_sequence::{HostBatch, ItemContent, MicroBatch, PlacedItem, SeriesValue, collate};
+use calor_sequence::{
+    HostBatch, ItemContent, MicroBatch, PlacedItem, SeriesValue, WINDOW_STATISTICS, collate,
+    series_windows,
+};
 
 use crate::TrainError;
 use crate::data::Data;
@@ -109,7 +113,10 @@ fn tensors(
 ) -> Result<ItemTensors, String> {
     let items = group.len();
     if modality == ModalityKind::Series {
-        return Ok(series(group, device));
+        return Ok(match encoder {
+            EncoderSpec::Windows(options) => windows(group, options, device),
+            _ => series(group, device),
+        });
     }
     let decoded: Vec<(&[usize], &[f32])> = group
         .iter()
@@ -197,14 +204,37 @@ fn tensors(
     }
 }
 
-fn series(group: &[&ItemContent], device: &Device) -> ItemTensors {
-    let series: Vec<&[SeriesValue]> = group
-        .iter()
-        .map(|content| match content {
-            ItemContent::Series(values) => &values[..],
-            _ => &[],
+fn values_of<'a>(group: &[&'a ItemContent]) -> Vec<&'a [SeriesValue]> {
+    let values = group.iter().map(|content| match content {
+        ItemContent::Series(values) => &values[..],
+        _ => &[],
+    });
+    values.collect()
+}
+
+fn windows(group: &[&ItemContent], options: &WindowsOptions, device: &Device) -> ItemTensors {
+    const { assert!(WindowsOptions::STATISTICS == WINDOW_STATISTICS) };
+    let statistics: Vec<f32> = values_of(group)
+        .into_iter()
+        .flat_map(|values| {
+            series_windows(
+                values,
+                options.variables,
+                options.windows,
+                options.span_days,
+            )
         })
         .collect();
+    let shape = [group.len(), statistics.len() / group.len().max(1)];
+    let (values, present) = split_missing(&statistics);
+    ItemTensors::Windows {
+        values: floats(values, shape, device),
+        present: floats(present, shape, device),
+    }
+}
+
+fn series(group: &[&ItemContent], device: &Device) -> ItemTensors {
+    let series = values_of(group);
     let items = series.len();
     let longest = series.iter().map(|values| values.len()).max().unwrap_or(0);
     let shape = [items, longest];

@@ -133,7 +133,9 @@ impl StreamSpec {
             }
             (EncoderSpec::Signal(_), &[_, 0]) => Err(self.wrong("an item has no samples")),
             (EncoderSpec::Signal(_), &[leads, _]) => self.check_features(leads, None),
-            (EncoderSpec::Series(_), &[variables]) => self.check_features(variables, None),
+            (EncoderSpec::Series(_) | EncoderSpec::Windows(_), &[variables]) => {
+                self.check_features(variables, None)
+            }
             (EncoderSpec::Omics(_), &[features]) => self.check_features(features, None),
             (EncoderSpec::Patches(options), &[channels, height, width]) => {
                 self.check_features(channels, None)?;
@@ -163,6 +165,7 @@ impl StreamSpec {
             }
             EncoderSpec::Signal(options) => Some(options.leads),
             EncoderSpec::Series(options) => Some(options.variables),
+            EncoderSpec::Windows(options) => Some(options.variables),
             EncoderSpec::Omics(options) => Some(options.features),
         };
         match expected {
@@ -198,7 +201,9 @@ impl StreamSpec {
             EncoderSpec::Signal(_) => {
                 matches!(self.modality, ModalityKind::Waveform | ModalityKind::Speech)
             }
-            EncoderSpec::Series(_) => self.modality == ModalityKind::Series,
+            EncoderSpec::Series(_) | EncoderSpec::Windows(_) => {
+                self.modality == ModalityKind::Series
+            }
             EncoderSpec::Omics(_) => self.modality == ModalityKind::Omics,
         };
         if !fits {
@@ -227,17 +232,20 @@ impl StreamSpec {
             EncoderSpec::Series(options) => {
                 positive("variables", options.variables)?;
                 positive("hidden", options.hidden)?;
-                if !(options.time_scale_days.is_finite() && options.time_scale_days > 0.0) {
-                    return Err(self.wrong(format!(
-                        "`encoder.time_scale_days` is {}; it has to be above 0",
-                        options.time_scale_days
-                    )));
-                }
+                self.above_zero("time_scale_days", options.time_scale_days)?;
+                self.heads("encoder", options.width, options.heads)
+            }
+            EncoderSpec::Windows(options) => {
+                positive("variables", options.variables)?;
+                positive("windows", options.windows)?;
+                self.above_zero("span_days", options.span_days)?;
+                self.share("dropout", options.dropout)?;
                 self.heads("encoder", options.width, options.heads)
             }
             EncoderSpec::Omics(options) => {
                 positive("features", options.features)?;
                 positive("chunk", options.chunk)?;
+                self.share("dropout", options.dropout)?;
                 for (number, group) in options.groups.iter().enumerate() {
                     if group.is_empty() {
                         return Err(self.wrong(format!("`encoder.groups[{number}]` is empty")));
@@ -258,6 +266,22 @@ impl StreamSpec {
                 self.heads("encoder", options.width, options.heads)
             }
         }
+    }
+
+    fn above_zero(&self, key: &str, value: f64) -> Result<(), ModelError> {
+        if !(value.is_finite() && value > 0.0) {
+            let problem = format!("`encoder.{key}` is {value}; it has to be above 0");
+            return Err(self.wrong(problem));
+        }
+        Ok(())
+    }
+
+    fn share(&self, key: &str, value: f64) -> Result<(), ModelError> {
+        if !(0.0..1.0).contains(&value) {
+            let problem = format!("`encoder.{key}` is {value}; it is a share: 0 to below 1");
+            return Err(self.wrong(problem));
+        }
+        Ok(())
     }
 
     fn heads(&self, part: &str, width: usize, heads: usize) -> Result<(), ModelError> {

@@ -59,6 +59,9 @@ impl Encoder {
             EncoderSpec::Signal(options) => Encoder::Signal(Box::new(Signal::new(new, options))),
             EncoderSpec::Series(options) => Encoder::Series(Box::new(Series::new(new, options))),
             EncoderSpec::Omics(options) => Encoder::Omics(Box::new(Omics::new(new, options))),
+            EncoderSpec::Windows(options) => {
+                Encoder::Omics(Box::new(Omics::new(new, &options.groups())))
+            }
             EncoderSpec::Patches(options) => Encoder::Patches(Box::new(Patches::new(new, options))),
         })
     }
@@ -123,9 +126,10 @@ impl Encoder {
                     present,
                 },
             ) => series.forward(time_days, variable, value, present, mode),
-            (Encoder::Omics(omics), ItemTensors::Omics { values, present }) => {
-                omics.forward(values, present, mode)
-            }
+            (
+                Encoder::Omics(omics),
+                ItemTensors::Omics { values, present } | ItemTensors::Windows { values, present },
+            ) => omics.forward(values, present, mode),
             (Encoder::Patches(patches), ItemTensors::Image(pixels)) => {
                 patches.forward(pixels, mode)
             }

@@ -45,6 +45,13 @@ pub enum ItemTensors {
         /// 1 for an observation, 0 for padding, `[items, n]`.
         present: Tensor<2>,
     },
+    /// Statistics of windows of irregular series, variable by variable, window by window.
+    Windows {
+        /// 0 where missing, `[items, variables · windows · statistics]`.
+        values: Tensor<2>,
+        /// 1 where there is one and 0 where there is none, of the same shape.
+        present: Tensor<2>,
+    },
     /// Feature vectors.
     Omics {
         /// Standardised, 0 where missing, `[items, features]`.
@@ -168,6 +175,7 @@ impl ItemTensors {
             ItemTensors::Image(pixels) => pixels.dims()[0],
             ItemTensors::Dense { values, .. } | ItemTensors::Mel(values) => values.dims()[0],
             ItemTensors::Series { value, .. } => value.dims()[0],
+            ItemTensors::Windows { values, .. } => values.dims()[0],
             ItemTensors::Omics { values, .. } => values.dims()[0],
         }
     }
@@ -180,7 +188,7 @@ impl ItemTensors {
             ItemTensors::Dense { values, .. } | ItemTensors::Mel(values) => {
                 Some(values.dims()[1..].to_vec())
             }
-            ItemTensors::Series { .. } => None,
+            ItemTensors::Series { .. } | ItemTensors::Windows { .. } => None,
             ItemTensors::Omics { values, .. } => Some(values.dims()[1..].to_vec()),
         }
     }
@@ -201,6 +209,7 @@ impl ItemTensors {
                 )
             }
             ItemTensors::Series { .. } => matches!(stream.encoder, EncoderSpec::Series(_)),
+            ItemTensors::Windows { .. } => matches!(stream.encoder, EncoderSpec::Windows(_)),
             ItemTensors::Omics { .. } => matches!(stream.encoder, EncoderSpec::Omics(_)),
         };
         if !read {
@@ -244,6 +253,20 @@ impl ItemTensors {
                     format!(
                         "values of {:?} and times, variables and presence of {shapes:?}",
                         value.dims()
+                    )
+                })
+            }
+            ItemTensors::Windows { values, present } => {
+                let expected = match &stream.encoder {
+                    EncoderSpec::Windows(options) => options.groups().features,
+                    _ => 0,
+                };
+                let fits = values.dims() == present.dims() && values.dims()[1] == expected;
+                (!fits).then(|| {
+                    format!(
+                        "statistics of {:?}, presence of {:?} and an encoder that reads {expected}",
+                        values.dims(),
+                        present.dims()
                     )
                 })
             }

@@ -31,7 +31,7 @@ pub use check::StreamDemand;
 pub use input::{ItemTensors, Placement, SoftInput};
 pub use options::{
     EncoderSpec, FusionOptions, ModalityKind, OmicsEncoderOptions, PatchOptions, ResamplerOptions,
-    SeriesOptions, SignalOptions, StreamSpec,
+    SeriesOptions, SignalOptions, StreamSpec, WindowsOptions,
 };
 pub(crate) use place::Replacement;
 

@@ -8,6 +8,7 @@ use super::new::{New, floats, glorot};
 use super::options::OmicsEncoderOptions;
 use super::transformer::{Transformer, segments};
 use crate::parameter::{Parameter, Visit};
+use crate::random::Stream;
 use crate::run::Mode;
 
 #[derive(Debug, Clone)]
@@ -20,6 +21,9 @@ pub(super) struct Omics {
     transformer: Transformer,
     groups: Groups,
     width: usize,
+    /// Share of the features that count as missing in training, and what names the draws.
+    dropout: f64,
+    path: String,
 }
 
 /// The groups as a rectangle, shorter ones padded.
@@ -65,6 +69,8 @@ impl Omics {
             transformer: Transformer::new(new, width, options.depth, options.heads),
             groups,
             width,
+            dropout: options.dropout,
+            path: new.path.clone(),
         }
     }
 
@@ -75,8 +81,15 @@ impl Omics {
     /// values, present `[items, features]`; returns `[items, groups, width]`. A group without a
     /// single value is a token that says so.
     pub fn forward(&self, values: Tensor<2>, present: Tensor<2>, mode: Mode) -> Encoded {
-        let [items, _] = values.dims();
+        let [items, features] = values.dims();
         let device = values.device();
+        let (values, present) = match self.kept(items, features, mode) {
+            Some(kept) => {
+                let kept = floats(kept, [items, features], &device);
+                (values * kept.clone(), present * kept)
+            }
+            None => (values, present),
+        };
         let inputs = Tensor::cat(vec![self.groups.of(values), self.groups.of(present)], 2);
         let tokens = inputs
             .swap_dims(0, 1)
@@ -89,6 +102,21 @@ impl Omics {
             tokens: self.transformer.forward(tokens, &segments, mode),
             mask: None,
         }
+    }
+
+    /// 0 for features that count as missing in this step, else 1; none where all are kept.
+    fn kept(&self, items: usize, features: usize, mode: Mode) -> Option<Vec<f32>> {
+        let Mode::Train { dropout_seed } = mode else {
+            return None;
+        };
+        if self.dropout == 0.0 {
+            return None;
+        }
+        // Uniform from -1 to 1: so many lie below.
+        let below = (2.0 * self.dropout - 1.0) as f32;
+        let drawn = Stream::new(dropout_seed, &self.path).uniform(items * features, 1.0);
+        let kept = drawn.into_iter().map(|drawn| f32::from(drawn >= below));
+        Some(kept.collect())
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {

@@ -107,6 +107,8 @@ pub enum EncoderSpec {
     Signal(SignalOptions),
     /// Triplets of time, variable and value, and a transformer.
     Series(SeriesOptions),
+    /// Statistics of windows of an irregular series, a token a variable, and a transformer.
+    Windows(WindowsOptions),
     /// Groups of features and a transformer.
     Omics(OmicsEncoderOptions),
     /// Patches of an image and a transformer.
@@ -194,6 +196,69 @@ impl Default for SeriesOptions {
     }
 }
 
+/// The encoder of irregular series by what a table of features would have of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WindowsOptions {
+    /// Number of variables.
+    pub variables: usize,
+    /// Windows of equal length; they end with the prediction.
+    pub windows: usize,
+    /// Days that they reach back; what is older counts in the oldest window.
+    pub span_days: f64,
+    /// Share of the statistics that count as missing in training.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropout: f64,
+    /// Width of the transformer.
+    pub width: usize,
+    /// Layers of the transformer.
+    pub depth: usize,
+    /// Attention heads; divides `width`.
+    pub heads: usize,
+}
+
+impl Default for WindowsOptions {
+    fn default() -> Self {
+        WindowsOptions {
+            variables: 0,
+            windows: 2,
+            span_days: 2.0,
+            dropout: 0.0,
+            width: 64,
+            depth: 2,
+            heads: 4,
+        }
+    }
+}
+
+impl WindowsOptions {
+    /// Numbers of a variable in a window.
+    pub const STATISTICS: usize = 6;
+
+    /// As an encoder of vectors: one group of features a variable, all of its windows.
+    pub(super) fn groups(&self) -> OmicsEncoderOptions {
+        let of_variable = self.windows * Self::STATISTICS;
+        let features = self.variables * of_variable;
+        OmicsEncoderOptions {
+            features,
+            groups: (0..features)
+                .collect::<Vec<_>>()
+                .chunks(of_variable.max(1))
+                .map(<[usize]>::to_vec)
+                .collect(),
+            chunk: of_variable,
+            dropout: self.dropout,
+            width: self.width,
+            depth: self.depth,
+            heads: self.heads,
+        }
+    }
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
 /// The encoder of feature vectors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -205,6 +270,9 @@ pub struct OmicsEncoderOptions {
     pub groups: Vec<Vec<usize>>,
     /// Features a chunk, where there are no groups.
     pub chunk: usize,
+    /// Share of the features that count as missing in training.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropout: f64,
     /// Width of the transformer.
     pub width: usize,
     /// Layers of the transformer.
@@ -219,6 +287,7 @@ impl Default for OmicsEncoderOptions {
             features: 0,
             groups: Vec::new(),
             chunk: 64,
+            dropout: 0.0,
             width: 64,
             depth: 2,
             heads: 4,
@@ -288,6 +357,7 @@ impl EncoderSpec {
             EncoderSpec::Whisper { .. } => "whisper",
             EncoderSpec::Signal(_) => "signal",
             EncoderSpec::Series(_) => "series",
+            EncoderSpec::Windows(_) => "windows",
             EncoderSpec::Omics(_) => "omics",
             EncoderSpec::Patches(_) => "patches",
         }

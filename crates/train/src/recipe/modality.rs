@@ -97,7 +97,7 @@ section! {
         codes: Vec<String> = Vec::new() => List;
         /// Whether these rows are written as text as well.
         in_text: bool = true => Boolean;
-        /// What reads it: `{ kind = "series", time_scale_days = 1.0, width = 64, depth = 2, heads = 4 }`.
+        /// What reads it: `{ kind = "series", time_scale_days = 1.0, width = 64, depth = 2, heads = 4 }`, value by value, or `{ kind = "windows", windows = 2, span_days = 2.0, width = 64, depth = 2, heads = 4 }`, count, mean, extremes, latest and change of each variable in windows of time.
         encoder: EncoderSpec = EncoderSpec::Series(SeriesOptions::default()) => Map;
         /// What makes soft tokens of the encoder's output.
         resampler: ResamplerOptions = small_resampler() => Map;
@@ -385,6 +385,7 @@ pub(crate) fn fusion(
         match &mut encoder {
             EncoderSpec::Signal(options) => options.leads = width,
             EncoderSpec::Series(options) => options.variables = width,
+            EncoderSpec::Windows(options) => options.variables = width,
             EncoderSpec::Omics(options) => options.features = width,
             EncoderSpec::Vision { .. } | EncoderSpec::Whisper { .. } | EncoderSpec::Patches(_) => {}
         }

@@ -107,7 +107,7 @@ fn the_shape_of_an_item_is_checked() {
 #[test]
 fn options_that_mean_nothing_are_refused() {
     type Change = fn(&mut FusionOptions);
-    let changes: [(Change, &str); 16] = [
+    let changes: [(Change, &str); 19] = [
         (|o| o.streams.clear(), "without a stream"),
         (|o| o.streams[1].name = "xray".to_owned(), "two streams"),
         (|o| o.streams[1].name = "a.b".to_owned(), "letters"),
@@ -154,6 +154,36 @@ fn options_that_mean_nothing_are_refused() {
                 })
             },
             "time_scale_days",
+        ),
+        (
+            |o| {
+                o.streams[2].encoder = EncoderSpec::Windows(WindowsOptions {
+                    variables: 3,
+                    windows: 0,
+                    ..WindowsOptions::default()
+                })
+            },
+            "`encoder.windows` is 0",
+        ),
+        (
+            |o| {
+                o.streams[2].encoder = EncoderSpec::Windows(WindowsOptions {
+                    variables: 3,
+                    span_days: -1.0,
+                    ..WindowsOptions::default()
+                })
+            },
+            "span_days",
+        ),
+        (
+            |o| {
+                o.streams[2].encoder = EncoderSpec::Windows(WindowsOptions {
+                    variables: 3,
+                    dropout: 1.0,
+                    ..WindowsOptions::default()
+                })
+            },
+            "a share",
         ),
         (
             |o| {

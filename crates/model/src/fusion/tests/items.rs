@@ -71,6 +71,10 @@ fn permuted(items: &ItemTensors, order: [i32; 3]) -> ItemTensors {
             values: rows(values, &order),
             present: rows(present, &order),
         },
+        ItemTensors::Windows { values, present } => ItemTensors::Windows {
+            values: rows(values, &order),
+            present: rows(present, &order),
+        },
     }
 }
 

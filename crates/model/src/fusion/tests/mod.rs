@@ -7,6 +7,7 @@ mod items;
 mod saving;
 mod sequences;
 mod towers;
+mod vectors;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use crate::fusion::{
     EncoderSpec, FusionOptions, ItemTensors, ModalityKind, OmicsEncoderOptions, PatchOptions,
     Placement, ResamplerOptions, SeriesOptions, SignalOptions, SoftInput, StreamSpec,
+    WindowsOptions,
 };
 use crate::random::Stream;
 use crate::{

@@ -256,6 +256,10 @@ fn what_is_padding_never_reaches_a_loss() {
                 values: row(values, 50.0),
                 present: row(present, 1.0),
             },
+            ItemTensors::Windows { values, present } => ItemTensors::Windows {
+                values: row(values, 50.0),
+                present: row(present, 1.0),
+            },
         }
     }
 
