@@ -84,12 +84,15 @@ impl Builder<'_> {
         Ok(self.drawn(spec, &path, self.kind(&path)))
     }
 
+    /// Whether the checkpoint has a head of this shape.
+    pub fn has_head(&self, spec: &ModuleSpec) -> bool {
+        spec.tensors()
+            .all(|(name, shape)| self.stored.shape(&name) == Some(&shape))
+    }
+
     /// A linear module of a head: the checkpoint's where it has one of this shape, else new.
     pub fn head(&self, spec: &ModuleSpec, kind: ParameterKind) -> Result<Linear, ModelError> {
-        let fits = spec
-            .tensors()
-            .all(|(name, shape)| self.stored.shape(&name) == Some(&shape));
-        if !fits || matches!(kind, ParameterKind::Own(_)) {
+        if !self.has_head(spec) || matches!(kind, ParameterKind::Own(_)) {
             return Ok(self.drawn(spec, &spec.path, kind));
         }
         fn read<const D: usize>(
@@ -197,6 +200,13 @@ impl Builder<'_> {
             shaped(value),
             kind,
         ))
+    }
+
+    /// Draws a new module's weights with another deviation.
+    pub fn redraw(&self, linear: &mut Linear, deviation: f64) {
+        let factor = deviation / self.initializer_range;
+        let weight = linear.weight.tensor.clone().inner().mul_scalar(factor);
+        linear.weight = Parameter::new(linear.weight.name.clone(), weight, linear.weight.kind);
     }
 
     /// New weights as Transformers draws them: normal with `initializer_range`, biases zero.

@@ -3,6 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::affine::{self, Affine, Sums};
 use crate::architecture::{self, ModuleSpec, TaskClass};
 use crate::builder::Builder;
 use crate::config::{Family, ModelConfig, ModelType};
@@ -144,11 +145,19 @@ pub(crate) enum Head {
     Classifier(Box<Classifier>),
 }
 
+/// Deviation of a coordinate of the pooled states below which it is not made larger, as a share of what
+/// all of them are: where only soft tokens differ, which are all alike at first, nothing varies yet.
+const SMALLEST_DEVIATION: f64 = 0.1;
+
 /// One linear layer, or a hidden layer before it: RoBERTa's with its tanh, or one of ours with GELU.
 #[derive(Debug, Clone)]
 pub(crate) struct Classifier {
+    /// Of the mean over a sample's tokens; Transformers' heads have none.
+    input: Option<Affine>,
     hidden: Option<(Linear, Activation)>,
     output: Linear,
+    /// Whether the output layer was drawn, not read from the checkpoint.
+    new: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,6 +179,12 @@ impl Classifier {
             let spec = ModuleSpec::linear(path.to_owned(), output, input, true);
             builder.head(&spec, ParameterKind::Own(ParameterGroup::Head))
         };
+        let input = Affine::new(
+            "classifier.input",
+            [1, config.hidden],
+            ParameterGroup::Head,
+            builder.device,
+        );
         match (pooling, hidden) {
             (Pooling::Mean, 0) => {
                 let spec = ModuleSpec {
@@ -179,15 +194,20 @@ impl Classifier {
                         .expect("a classifier has an output layer")
                 };
                 return Ok(Classifier {
+                    input: Some(input),
                     hidden: None,
                     output: builder.head(&spec, ParameterKind::Own(ParameterGroup::Head))?,
+                    new: true,
                 });
             }
             (Pooling::Mean, hidden) => {
-                let dense = own("classifier.dense", hidden, config.hidden)?;
+                let mut dense = own("classifier.dense", hidden, config.hidden)?;
+                builder.redraw(&mut dense, (config.hidden as f64).powf(-0.5));
                 return Ok(Classifier {
+                    input: Some(input),
                     hidden: Some((dense, Activation::Gelu)),
                     output: own("classifier.out_proj", labels, hidden)?,
+                    new: true,
                 });
             }
             (Pooling::Last | Pooling::Cls, 0) => {}
@@ -198,20 +218,36 @@ impl Classifier {
                 ));
             }
         }
-        let mut modules = architecture::classifier(config, labels)
+        let specs = architecture::classifier(config, labels);
+        let new = !specs.last().is_some_and(|spec| builder.has_head(spec));
+        let mut modules = specs
             .iter()
             .map(|spec| builder.head(spec, ParameterKind::Saved))
             .collect::<Result<Vec<_>, _>>()?;
         let output = modules.pop().expect("a classifier has an output layer");
         Ok(Classifier {
+            input: None,
             hidden: modules.pop().map(|dense| (dense, Activation::Tanh)),
             output,
+            new,
         })
+    }
+
+    /// Makes these logits what a new output layer adds to every sample, if it adds anything.
+    pub fn start_from(&mut self, logits: &[f32]) {
+        let Some(bias) = self.output.bias.as_mut().filter(|_| self.new) else {
+            return;
+        };
+        affine::set(bias, logits.to_vec());
     }
 
     /// Pooled states `[1, samples, hidden]` → logits `[samples, labels]`, in f32.
     pub fn forward(&self, pooled: Tensor<3>, mode: Mode) -> Tensor<2> {
         let mut pooled = pooled.cast(DType::F32);
+        if let Some(input) = &self.input {
+            // Samples take the place of items.
+            pooled = input.forward(pooled.swap_dims(0, 1)).swap_dims(0, 1);
+        }
         if let Some((dense, activation)) = &self.hidden {
             pooled = dense.forward(pooled, mode);
             pooled = match activation {
@@ -224,7 +260,22 @@ impl Classifier {
         logits.reshape([samples, labels])
     }
 
+    /// Whether the head has something that standardises pooled states.
+    pub fn standardises(&self) -> bool {
+        self.input.is_some()
+    }
+
+    /// Sets it from pooled states of training samples.
+    pub fn calibrate(&mut self, sums: &Sums) {
+        if let Some(input) = &mut self.input {
+            input.calibrate(sums, SMALLEST_DEVIATION);
+        }
+    }
+
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
+        if let Some(input) = &mut self.input {
+            input.visit(visitor);
+        }
         if let Some((dense, _)) = &mut self.hidden {
             dense.visit(visitor);
         }

@@ -14,6 +14,7 @@
 
 mod adapter;
 mod adapter_config;
+mod affine;
 mod architecture;
 mod attention;
 mod builder;

@@ -81,12 +81,16 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
         plan,
         task,
         objective,
+        prior,
         fusion,
     } = Opening::new(options, observer)?;
 
     observer.stage(Stage::Load);
     let options_of_model = model_options(recipe, &checkpoint, task.classes.len(), fusion);
     let mut model = Model::load(&checkpoint, &options_of_model, &device)?;
+    if let Some(prior) = prior {
+        model.start_from(&prior);
+    }
     let model_size = model.size();
     let adapted_modules = model.lora_modules().len();
 

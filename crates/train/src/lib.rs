@@ -10,6 +10,7 @@
 mod ablation;
 pub mod artifacts;
 mod bench;
+mod calibration;
 mod check;
 pub mod checkpoint;
 mod comparison;

@@ -85,6 +85,42 @@ impl Objective {
         })
     }
 
+    /// The logits of a model that knows nothing of a sample but how common the classes are, weighted as
+    /// the loss weighs them: where the loss of a constant is lowest. Half a sample is added to each
+    /// class. None for a regression, whose targets have mean 0.
+    pub fn prior(&self, counts: &ClassCounts) -> Option<Vec<f32>> {
+        let weight = |class: usize| {
+            let weights = self.weights.as_ref();
+            f64::from(weights.map_or(1.0, |weights| weights[class]))
+        };
+        let logits: Vec<f64> = match counts {
+            ClassCounts::None => return None,
+            ClassCounts::Labels(counts) => counts
+                .iter()
+                .enumerate()
+                .map(|(label, &[negative, positive])| {
+                    (weight(label) * (positive as f64 + 0.5) / (negative as f64 + 0.5)).ln()
+                })
+                .collect(),
+            ClassCounts::Classes(counts) => {
+                let shares = counts.iter().enumerate();
+                let logs: Vec<f64> = shares
+                    .map(|(class, &count)| (weight(class) * (count as f64 + 0.5)).ln())
+                    .collect();
+                match (self.task, &logs[..]) {
+                    (TaskKind::Binary, &[negative, positive]) => vec![positive - negative],
+                    _ => {
+                        let mean = logs.iter().sum::<f64>() / logs.len().max(1) as f64;
+                        logs.iter().map(|log| log - mean).collect()
+                    }
+                }
+            }
+        };
+        // A weight of 0 has no logarithm.
+        let logits = logits.iter().map(|logit| logit.clamp(-10.0, 10.0) as f32);
+        Some(logits.collect())
+    }
+
     /// The weights in use.
     pub fn weights(&self) -> Option<&[f32]> {
         self.weights.as_deref()

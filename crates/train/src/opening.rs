@@ -21,6 +21,8 @@ pub(crate) struct Opening {
     pub plan: RunPlan,
     pub task: TaskFile,
     pub objective: Objective,
+    /// What a new head says of everyone before training; none where it is drawn as Transformers' is.
+    pub prior: Option<Vec<f32>>,
     /// What the model makes of modality items.
     pub fusion: Option<FusionOptions>,
 }
@@ -59,6 +61,10 @@ impl Opening {
             task.scale,
         )
         .map_err(does_not_fit)?;
+        let prior = match recipe.task.start_from_prior {
+            true => objective.prior(&counts),
+            false => None,
+        };
         let fusion = fused(recipe, &checkpoint, &data, observer)?;
         Ok(Opening {
             checkpoint,
@@ -66,6 +72,7 @@ impl Opening {
             plan,
             task,
             objective,
+            prior,
             fusion,
         })
     }

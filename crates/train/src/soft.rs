@@ -2,56 +2,14 @@
 
 use burn::tensor::Device;
 use calor_model::{
-    EncoderSpec, FusionOptions, ItemTensors, ModalityKind, Model, Placement, SoftInput,
-    WindowsOptions,
+    EncoderSpec, FusionOptions, ItemTensors, ModalityKind, Placement, SoftInput, WindowsOptions,
 };
-use calor_records::Split;
 use calor_sequence::{
-    HostBatch, ItemContent, MicroBatch, PlacedItem, SeriesValue, WINDOW_STATISTICS, collate,
-    series_windows,
+    HostBatch, ItemContent, PlacedItem, SeriesValue, WINDOW_STATISTICS, series_windows,
 };
 
 use crate::TrainError;
-use crate::data::Data;
 use crate::upload::{floats, integers};
-
-/// Training patients whose items new encoders are calibrated with.
-const CALIBRATION_SAMPLES: usize = 256;
-
-/// Calibrates a new model (see [`Model::calibrate`]) with the items of training patients from all over
-/// the split, `micro_batch` at a time.
-///
-/// # Errors
-/// Items that cannot be decoded, or that the model cannot read.
-pub(crate) fn calibrate(
-    model: &mut Model,
-    data: &Data,
-    micro_batch: usize,
-) -> Result<(), TrainError> {
-    let Some(fusion) = model.options().fusion.clone() else {
-        return Ok(());
-    };
-    let device = model.device().clone();
-    let training = data.set(Split::Train);
-    let samples = training.samples();
-    let stride = samples.len().div_ceil(CALIBRATION_SAMPLES).max(1);
-    let rows: Vec<Vec<u32>> = samples
-        .iter()
-        .step_by(stride)
-        .map(|&sample| vec![sample])
-        .collect();
-    let batches = rows.chunks(micro_batch.max(1)).filter_map(|rows| {
-        let micro = MicroBatch {
-            rows: rows.to_vec(),
-        };
-        let mut batch = collate(&data.prepared, &micro, data.pad_id, 1);
-        if let Err(error) = data.items.fill(&mut batch) {
-            return Some(Err(error.into()));
-        }
-        input(&batch, Some(&fusion), |_| false, &device).transpose()
-    });
-    model.calibrate(batches)
-}
 
 /// The items of a micro-batch on `device`; `None` for a model without streams. An item that
 /// `withheld` names counts as missing.

@@ -11,6 +11,7 @@ use crate::TrainError;
 use crate::artifacts::metrics::{EvaluationLine, MetricsFile, MetricsLine, StepLine};
 use crate::artifacts::report::Report;
 use crate::artifacts::tensorboard::TensorBoard;
+use crate::calibration;
 use crate::checkpoint::{Checkpoints, Session, TrainerState};
 use crate::device::synchronise;
 use crate::evaluation::Scoring;
@@ -25,7 +26,6 @@ use crate::session::{
     Hashing, RunOptions, describe_work, fill_adapter, model_options, open_device,
     record_device_memory, save_adapter,
 };
-use crate::soft;
 use crate::step::TrainStep;
 use crate::upload;
 
@@ -77,6 +77,7 @@ pub fn train(
         plan,
         task,
         objective,
+        prior,
         fusion,
     } = Opening::new(options, observer)?;
     let tuning = data.set(Split::Tuning);
@@ -132,7 +133,10 @@ pub fn train(
         state = found.state;
         last_checkpoint = Some(found.path);
     } else {
-        soft::calibrate(&mut model, &data, recipe.train.micro_batch)?;
+        if let Some(prior) = prior {
+            model.start_from(&prior);
+        }
+        calibration::calibrate(&mut model, &data, recipe.train.micro_batch)?;
     }
     let first_step = state.step + 1;
     let (mut metrics, mut lines) = MetricsFile::open(folder.path(), state.step)?;

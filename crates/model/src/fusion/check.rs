@@ -226,6 +226,20 @@ impl StreamSpec {
             EncoderSpec::Signal(options) => {
                 positive("leads", options.leads)?;
                 positive("patch_samples", options.patch_samples)?;
+                positive("kernel_samples", options.kernel_samples)?;
+                positive("stride_samples", options.stride_samples)?;
+                for (key, samples) in [
+                    ("patch_samples", options.patch_samples),
+                    ("kernel_samples", options.kernel_samples),
+                ] {
+                    if !samples.is_multiple_of(options.stride_samples) {
+                        return Err(self.wrong(format!(
+                            "`encoder.{key}` is {samples}; it has to be a multiple of \
+                             `encoder.stride_samples`, which is {}",
+                            options.stride_samples
+                        )));
+                    }
+                }
                 self.even(options.width, 2)?;
                 self.heads("encoder", options.width, options.heads)
             }

@@ -143,8 +143,12 @@ impl Default for ResamplerOptions {
 pub struct SignalOptions {
     /// Leads of the signal, or mel bins of speech.
     pub leads: usize,
-    /// Samples a patch; patches do not overlap.
+    /// Samples a patch: the stride of the second convolution, and its length.
     pub patch_samples: usize,
+    /// Samples that a filter of the first convolution sees; a multiple of its stride.
+    pub kernel_samples: usize,
+    /// Stride of the first convolution in samples; divides `patch_samples`.
+    pub stride_samples: usize,
     /// Width of the transformer.
     pub width: usize,
     /// Layers of the transformer.
@@ -158,6 +162,8 @@ impl Default for SignalOptions {
         SignalOptions {
             leads: 1,
             patch_samples: 50,
+            kernel_samples: 15,
+            stride_samples: 5,
             width: 128,
             depth: 2,
             heads: 4,

@@ -3,34 +3,38 @@
 use burn::tensor::{DType, Tensor};
 
 use super::new::New;
+use crate::affine::Affine;
 use crate::linear::Linear;
-use crate::parameter::{Parameter, Visit};
+use crate::parameter::Visit;
 use crate::run::Mode;
 
 /// Rows of an embedding that are widened to f32 at once.
 const ROWS: usize = 8192;
 
-/// Linear, GELU, scale and shift, linear. The last layer starts at zero, and what comes out is in units of
+/// Scale and shift, linear, GELU, scale and shift, linear. The last layer starts at zero, and what comes out is in units of
 /// [`Embeddings`]: whatever the item, the backbone sees the mean of its own embeddings, and training
 /// starts from the unmodified model.
 #[derive(Debug, Clone)]
 pub(super) struct Projector {
-    /// What the GELU gives is multiplied with this and `shift` is added, `[K, hidden]`: ones and zeros
-    /// until [`crate::Model::calibrate`].
-    pub scale: Parameter<2>,
-    pub shift: Parameter<2>,
+    /// Of what comes in, `[K, width]`.
+    pub input: Affine,
     first: Linear,
+    /// Of what the GELU gives, `[K, hidden]`.
+    pub inside: Affine,
     second: Linear,
 }
 
 impl Projector {
     pub fn new(new: &New, count: usize, width: usize, hidden: usize) -> Projector {
         let second = new.at("second");
-        let ones = Tensor::ones([count, hidden], (new.device, DType::F32));
+        let affine = |name: &str, width: usize| {
+            let path = format!("{}.{name}", new.path);
+            Affine::new(&path, [count, width], new.group, new.device)
+        };
         Projector {
-            scale: new.parameter("scale", ones),
-            shift: new.zeros("shift", [count, hidden]),
+            input: affine("input", width),
             first: new.linear("first", width, hidden),
+            inside: affine("inside", hidden),
             second: Linear {
                 weight: second.zeros("weight", [hidden, hidden]),
                 bias: Some(second.zeros("bias", [hidden])),
@@ -41,8 +45,7 @@ impl Projector {
 
     /// `[items, K, width]` → `[items, K, hidden]`, f32
     pub fn forward(&self, tokens: Tensor<3>, mode: Mode) -> Tensor<3> {
-        let wide = self.wide(tokens, mode) * self.scale.tensor.clone().unsqueeze::<3>()
-            + self.shift.tensor.clone().unsqueeze::<3>();
+        let wide = self.inside.forward(self.wide(tokens, mode));
         let [_, _, hidden] = wide.dims();
         // A step of Adam moves all of a row's weights alike: without this, the output would move by
         // the width of the layer as much.
@@ -50,15 +53,15 @@ impl Projector {
             .forward(wide.div_scalar((hidden as f32).sqrt()), mode)
     }
 
-    /// Before scale and shift, `[items, K, hidden]`.
+    /// What the GELU gives, `[items, K, hidden]`.
     pub fn wide(&self, tokens: Tensor<3>, mode: Mode) -> Tensor<3> {
-        calor_kernels::gelu(self.first.forward(tokens, mode))
+        calor_kernels::gelu(self.first.forward(self.input.forward(tokens), mode))
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
-        visitor.visit(&mut self.scale);
-        visitor.visit(&mut self.shift);
+        self.input.visit(visitor);
         self.first.visit(visitor);
+        self.inside.visit(visitor);
         self.second.visit(visitor);
     }
 }

@@ -97,6 +97,8 @@ section! {
         pooling: PoolingChoice = PoolingChoice::Auto => Text;
         /// Units of a hidden layer (GELU) between the pooled state and the logits, so that the head can weigh one modality by another; 0 for none. For `pooling = "mean"`: the heads of `last` and `cls` are those of Transformers.
         hidden: usize = 0 => Integer;
+        /// Whether a new head starts from the classes' log-odds among training patients, so that the first steps need not learn them; without it all logits start near 0, as in Transformers. Heads without a bias (decoders') always do.
+        start_from_prior: bool = true => Boolean;
     }
 }
 

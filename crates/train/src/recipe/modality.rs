@@ -79,8 +79,8 @@ section! {
         decode: WaveformOptions = WaveformOptions::default() => Map;
         /// Whether leads are standardised with the mean and deviation of training patients.
         standardise: bool = true => Boolean;
-        /// What reads it: `{ kind = "signal", patch_samples = 25, width = 64, depth = 2, heads = 4 }`.
-        encoder: EncoderSpec = EncoderSpec::Signal(SignalOptions { leads: 1, patch_samples: 25, width: 64, depth: 2, heads: 4 }) => Map;
+        /// What reads it: `{ kind = "signal", patch_samples = 25, kernel_samples = 15, stride_samples = 5, width = 64, depth = 2, heads = 4 }`.
+        encoder: EncoderSpec = EncoderSpec::Signal(SignalOptions { leads: 1, patch_samples: 25, kernel_samples: 15, stride_samples: 5, width: 64, depth: 2, heads: 4 }) => Map;
         /// What makes soft tokens of the encoder's output.
         resampler: ResamplerOptions = small_resampler() => Map;
     }
@@ -141,7 +141,7 @@ section! {
         /// How a file becomes log-mel frames, as Whisper's: `mel_bins`, `max_seconds`, `pad_to_max`.
         decode: SpeechOptions = SpeechOptions::default() => Map;
         /// What reads it: `{ kind = "signal", patch_samples = 10, width = 64, depth = 2, heads = 4 }`, trained from new weights, or `{ kind = "whisper", folder = "openai/whisper-tiny" }`, a pretrained encoder.
-        encoder: EncoderSpec = EncoderSpec::Signal(SignalOptions { leads: 80, patch_samples: 10, width: 64, depth: 2, heads: 4 }) => Map;
+        encoder: EncoderSpec = EncoderSpec::Signal(SignalOptions { leads: 80, patch_samples: 10, kernel_samples: 15, stride_samples: 5, width: 64, depth: 2, heads: 4 }) => Map;
         /// What makes soft tokens of the encoder's output.
         resampler: ResamplerOptions = small_resampler() => Map;
     }

@@ -65,6 +65,8 @@ fn options(seed: u64) -> FusionOptions {
         EncoderSpec::Signal(SignalOptions {
             leads,
             patch_samples: 4,
+            kernel_samples: 6,
+            stride_samples: 2,
             width: 16,
             depth: 1,
             heads: 2,
