@@ -40,6 +40,7 @@ pub mod parity;
 mod random;
 mod rope;
 mod run;
+mod start;
 mod stored;
 mod towers;
 mod weights;

@@ -283,7 +283,9 @@ fn a_hidden_layer_of_the_head_is_counted_saved_and_loaded() {
     };
     let mut model = Model::load(&checkpoint, &options(Pooling::Mean, 5), &device()).unwrap();
     let width = checkpoint.config().hidden_size() as u64;
-    assert_eq!(model.size().head_parameters, 5 * width + 5 + 2 * 5 + 2);
+    // Scale and shift of what goes in, the hidden layer, the output layer.
+    let counts = [2 * width, 5 * width + 5, 2 * 5 + 2];
+    assert_eq!(model.size().head_parameters, counts.iter().sum::<u64>());
     model.visit_trainable(&mut Perturb);
     let dir = tempfile::tempdir().unwrap();
     model.save_adapter(dir.path(), "bert").unwrap();

@@ -313,6 +313,69 @@ mod tests {
         assert!((found - 0.25).abs() < 1e-6);
     }
 
+    /// Of all constants, the prior has the lowest loss: moving any of its logits raises it.
+    #[test]
+    fn no_constant_does_better_than_the_prior() {
+        let rows = |logits: &[f32], samples: usize| {
+            let rows: Vec<&[f32]> = vec![logits; samples];
+            outputs(&rows)
+        };
+        let classes = |counts: &[u64]| -> Vec<Targets> {
+            let of =
+                |(class, &count): (usize, &u64)| vec![Targets::Class(class as i32); count as usize];
+            counts.iter().enumerate().flat_map(of).collect()
+        };
+        let labels = |positive: [usize; 2], samples: usize| -> Vec<Targets> {
+            let of = |row: usize| positive.map(|count| f32::from(u8::from(row < count)));
+            (0..samples)
+                .map(|row| Targets::Multilabel(of(row).to_vec()))
+                .collect()
+        };
+        let cases = [
+            (
+                TaskKind::Binary,
+                ClassWeights::Values(vec![1.0, 3.0]),
+                ClassCounts::Classes(vec![700, 300]),
+                classes(&[700, 300]),
+            ),
+            (
+                TaskKind::Multiclass,
+                ClassWeights::Values(vec![1.0, 2.0, 1.0]),
+                ClassCounts::Classes(vec![500, 200, 300]),
+                classes(&[500, 200, 300]),
+            ),
+            (
+                TaskKind::Multilabel,
+                ClassWeights::Values(vec![2.0, 1.0]),
+                ClassCounts::Labels(vec![[900, 100], [400, 600]]),
+                labels([100, 600], 1000),
+            ),
+        ];
+        for (task, weights, counts, targets) in cases {
+            let objective = Objective::new(task, &weights, &counts, None).unwrap();
+            let prior = objective.prior(&counts).unwrap();
+            let loss = |logits: &[f32]| {
+                value(objective.loss(rows(logits, targets.len()), &targets, &device()))
+            };
+            let lowest = loss(&prior);
+            for logit in 0..prior.len() {
+                for step in [-0.1, 0.1] {
+                    let mut other = prior.clone();
+                    other[logit] += step;
+                    assert!(loss(&other) > lowest, "{task:?} {logit} {step}");
+                }
+            }
+        }
+        let regression = Objective::new(
+            TaskKind::Regression,
+            &ClassWeights::Named(ClassWeighting::None),
+            &ClassCounts::None,
+            None,
+        )
+        .unwrap();
+        assert_eq!(regression.prior(&ClassCounts::None), None);
+    }
+
     #[test]
     fn unknown_labels_count_for_nothing_and_leave_no_gradient() {
         let task = Objective::new(

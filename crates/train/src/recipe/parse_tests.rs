@@ -84,6 +84,7 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         COMPLETE,
         &[
             "model.revision=main",
+            "cohort.synth={}",
             "train.max_steps=1",
             "train.schedule.warmup_steps=2",
             "energy.grid_intensity_g_per_kwh=100",
