@@ -145,7 +145,10 @@ fn a_recipe_makes_its_synthetic_cohort_once() {
         "path = \"cohort\"",
         "path = \"made/here\"\nsynth = { patients = 48, modalities = [\"notes\", \"labs\"] }",
     );
-    let recipe = recipe.replace("max_tokens = 96", "max_tokens = 128");
+    let recipe = recipe.replace(
+        "max_tokens = 96",
+        "max_tokens = 128\noverlength = \"drop_oldest_events\"",
+    );
     fs::write(workplace.path("made.toml"), recipe).expect("the recipe");
     let run = |out: &str, set: &[&str]| {
         let mut arguments = vec![
@@ -169,7 +172,12 @@ fn a_recipe_makes_its_synthetic_cohort_once() {
     );
     let model = workplace.path("made/here/generating_model.json");
     let made = fs::metadata(&model).and_then(|file| file.modified());
-    run("second", &[]).done();
+    let second = run("second", &[]).done();
+    assert!(
+        !second.stderr.contains("synthetic cohort"),
+        "{}",
+        second.stderr
+    );
     let kept = fs::metadata(&model).and_then(|file| file.modified());
     assert_eq!(kept.expect("a time"), made.expect("a time"));
     // The run knows how its cohort came about.
@@ -258,7 +266,7 @@ fn every_item_of_a_modality_may_be_missing() {
     );
     let gone = workplace
         .run(["evaluate", "missing", "--against", "nowhere"])
-        .with_status(1);
+        .with_status(2);
     assert!(gone.stderr.contains("nowhere"), "{}", gone.stderr);
 }
 

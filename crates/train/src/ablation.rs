@@ -72,6 +72,11 @@ pub fn ablate(
     let mut model = None;
     let mut outputs = Vec::with_capacity(1 << names.len());
     let mut first: Option<Scored> = None;
+    let mut part = Part {
+        whole: observer,
+        subset: 0,
+        subsets: 1 << names.len(),
+    };
     for subset in 0..1usize << names.len() {
         let there = |source: usize| subset >> source & 1 == 1;
         let absent: BTreeSet<&str> = (0..names.len())
@@ -79,17 +84,19 @@ pub fn ablate(
             .map(|source| names[source].as_str())
             .collect();
         let (sequence, withheld) = view(trained, sources, &absent);
-        let data = using.data(sequence, true, observer)?;
+        part.subset = subset;
+        let data = using.data(sequence, true, &mut part)?;
         let set = using.set(&data, split)?;
         let model = match &model {
             Some(model) => model,
             None => {
-                observer.stage(Stage::Load);
+                part.stage(Stage::Load);
                 model.insert(using.model()?)
             }
         };
-        observer.stage(Stage::Evaluate);
-        let Some((scored, _)) = using.scored(model, &data, &set, &withheld, observer, stop)? else {
+        part.stage(Stage::Evaluate);
+        let scored = using.scored(model, &data, &set, &withheld, &mut part, stop)?;
+        let Some((scored, _)) = scored else {
             return Ok(None);
         };
         outputs.push(scored.complete_probabilities());
@@ -119,6 +126,32 @@ pub fn ablate(
         )
     })?;
     Ok(Some(found))
+}
+
+/// Tells how far all subsets together are, and what is done first of each only once.
+struct Part<'a> {
+    whole: &'a mut dyn Observer,
+    subset: usize,
+    subsets: usize,
+}
+
+impl Observer for Part<'_> {
+    fn stage(&mut self, stage: Stage) {
+        if self.subset == 0 {
+            self.whole.stage(stage);
+        }
+    }
+
+    fn scoring(&mut self, done: usize, total: usize) {
+        self.whole
+            .scoring(self.subset * total + done, self.subsets * total);
+    }
+
+    fn warning(&mut self, message: &str) {
+        if self.subset == 0 {
+            self.whole.warning(message);
+        }
+    }
 }
 
 /// The metric that a run was decided by.

@@ -42,7 +42,9 @@ impl Opening {
         };
         let checkpoint = Checkpoint::open(&options.checkpoint)?;
         if let Some(synth) = &recipe.cohort.synth {
-            observer.stage(Stage::Synthesize);
+            if !recipe.cohort.path.exists() {
+                observer.stage(Stage::Synthesize);
+            }
             // Told when it is done: the progress comes from other threads, and it takes seconds.
             ensure_synthetic(&recipe.cohort.path, synth, &|_| {})?;
         }
