@@ -164,6 +164,7 @@ pub fn show_ablation(ablation: &Ablation) -> String {
     let mut table = Table::new(&[
         ("source", Align::Left),
         ("alone", Align::Left),
+        ("all over it alone", Align::Left),
         ("withheld", Align::Left),
         ("lost without it", Align::Left),
         ("Shapley value", Align::Left),
@@ -172,6 +173,7 @@ pub fn show_ablation(ablation: &Ablation) -> String {
         table.row([
             source.name.clone(),
             plain(&source.alone),
+            signed(&source.all_minus_alone),
             plain(&source.without),
             signed(&source.all_minus_without),
             signed(&source.shapley),
