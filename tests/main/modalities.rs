@@ -45,8 +45,9 @@ encoder = { kind = "signal", patch_samples = 20, width = 8, depth = 1, heads = 2
 resampler = { width = 8, depth = 1, heads = 2 }
 "#;
 
-/// A synthetic cohort of 48 patients in `synth` and a recipe for it, `fused.toml`.
-fn workplace() -> Workplace {
+/// A synthetic cohort of 48 patients in `synth`, of whom such a share of speech is missing, and a recipe
+/// for it, `fused.toml`.
+fn workplace_without(missing: &str) -> Workplace {
     let workplace = Workplace::new();
     workplace
         .run([
@@ -56,18 +57,24 @@ fn workplace() -> Workplace {
             "--patients",
             "48",
             "--missing",
-            "speech=0.3",
+            missing,
         ])
         .done();
-    let recipe = RECIPE
-        .replace("path = \"cohort\"", "path = \"synth\"")
-        .replace(
-            "max_tokens = 96",
-            "max_tokens = 128\noverlength = \"drop_oldest_events\"",
-        )
-        + MODALITIES;
+    let recipe = with_room(&RECIPE.replace("path = \"cohort\"", "path = \"synth\"")) + MODALITIES;
     fs::write(workplace.path("fused.toml"), recipe).expect("the recipe");
     workplace
+}
+
+fn workplace() -> Workplace {
+    workplace_without("speech=0.3")
+}
+
+/// A synthetic patient is longer than those of the recipe.
+fn with_room(recipe: &str) -> String {
+    recipe.replace(
+        "max_tokens = 96",
+        "max_tokens = 128\noverlength = \"drop_oldest_events\"",
+    )
 }
 
 fn train(workplace: &Workplace, out: &str, set: &[&str]) -> Ended {
@@ -141,14 +148,10 @@ fn every_modality_is_trained_and_its_worth_adds_up() {
 #[test]
 fn a_recipe_makes_its_synthetic_cohort_once() {
     let workplace = Workplace::new();
-    let recipe = RECIPE.replace(
+    let recipe = with_room(&RECIPE.replace(
         "path = \"cohort\"",
         "path = \"made/here\"\nsynth = { patients = 48, modalities = [\"notes\", \"labs\"] }",
-    );
-    let recipe = recipe.replace(
-        "max_tokens = 96",
-        "max_tokens = 128\noverlength = \"drop_oldest_events\"",
-    );
+    ));
     fs::write(workplace.path("made.toml"), recipe).expect("the recipe");
     let run = |out: &str, set: &[&str]| {
         let mut arguments = vec![
@@ -201,26 +204,7 @@ fn a_recipe_makes_its_synthetic_cohort_once() {
 /// A modality that nobody has: the run goes through, says so, and comes close to the one without it.
 #[test]
 fn every_item_of_a_modality_may_be_missing() {
-    let workplace = Workplace::new();
-    workplace
-        .run([
-            "cohort",
-            "synth",
-            "synth",
-            "--patients",
-            "48",
-            "--missing",
-            "speech=1.0",
-        ])
-        .done();
-    let recipe = RECIPE
-        .replace("path = \"cohort\"", "path = \"synth\"")
-        .replace(
-            "max_tokens = 96",
-            "max_tokens = 128\noverlength = \"drop_oldest_events\"",
-        )
-        + MODALITIES;
-    fs::write(workplace.path("fused.toml"), recipe).expect("the recipe");
+    let workplace = workplace_without("speech=1.0");
     let missing = train(&workplace, "missing", &[]).done();
     assert!(
         missing

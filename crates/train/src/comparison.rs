@@ -63,7 +63,7 @@ pub fn compare(
     }
     observer.stage(Stage::Report);
     let name = "run".to_owned();
-    let outputs = [second, first.clone()].map(|scored| scored.complete_probabilities());
+    let outputs = [&second, &first].map(Scored::complete_probabilities);
     let found = first.with_targets(|targets, patients| {
         let outputs: Vec<&[f64]> = outputs.iter().map(Vec::as_slice).collect();
         shares(
