@@ -1,5 +1,6 @@
 //! Folders walked in a fixed order, files written whole or not at all.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,14 @@ pub(crate) fn parquet_files(folder: &Path) -> Result<Vec<PathBuf>, RecordsError>
     Ok(files)
 }
 
+/// What something is called until it is complete: hidden, and told apart by the process.
+pub(crate) fn partial_name(name: &OsStr) -> OsString {
+    let mut hidden = OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}.partial", std::process::id()));
+    hidden
+}
+
 /// A file that appears under its name when it is complete: written beside it, synced, renamed.
 pub(crate) struct PendingFile {
     path: PathBuf,
@@ -52,10 +61,7 @@ impl PendingFile {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|source| RecordsError::io(folder, source))?;
         }
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.partial", std::process::id()));
-        let temporary = path.with_file_name(hidden);
+        let temporary = path.with_file_name(partial_name(name));
         let file =
             File::create(&temporary).map_err(|source| RecordsError::io(&temporary, source))?;
         Ok(PendingFile {

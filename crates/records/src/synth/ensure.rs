@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::RecordsError;
+use crate::files::partial_name;
 
 use super::options::SynthOptions;
 use super::write::{MODEL_FILE, synthesize};
@@ -28,10 +29,7 @@ pub fn ensure_synthetic(
         path: path.to_path_buf(),
         reason: "it names no folder".to_string(),
     })?;
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.partial", std::process::id()));
-    let scratch = Scratch(path.with_file_name(hidden));
+    let scratch = Scratch(path.with_file_name(partial_name(name)));
     scratch.clear()?;
     synthesize(&scratch.0, options, progress)?;
     match std::fs::rename(&scratch.0, path) {
