@@ -1,6 +1,6 @@
 //! `calor check`: everything that can fail, before anything runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use calor_train::{CheckReport, RunOptions};
 
@@ -29,8 +29,17 @@ pub struct Arguments {
 
 /// Checks, and prints what the run would be.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let device = arguments.device.spec()?;
-    let (recipe, checkpoint) = arguments.recipe.load()?;
+    checked(&arguments.recipe, &arguments.device, arguments.json)
+}
+
+/// As the verb does, a recipe as it stands.
+pub fn recipe(path: &Path, device: &DeviceArgument) -> Result<Exit, Failure> {
+    checked(&RecipeArguments::of(path), device, false)
+}
+
+fn checked(recipe: &RecipeArguments, device: &DeviceArgument, json: bool) -> Result<Exit, Failure> {
+    let device = device.spec()?;
+    let (recipe, checkpoint) = recipe.load()?;
     // Nothing is written there: a check leaves no run folder behind.
     let out = PathBuf::from("runs").join(&recipe.name);
     let options = RunOptions {
@@ -45,7 +54,7 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let report = calor_train::check(&options, &mut progress);
     progress.finish();
     let report = report?;
-    if arguments.json {
+    if json {
         output::print_json(&report)?;
     } else {
         output::print(&show(&report))?;
@@ -99,6 +108,10 @@ fn show(report: &CheckReport) -> String {
             count(report.adapted_modules as u64),
             count(size.head_parameters)
         ),
+    ]);
+    table.row([
+        "optimizer".to_owned(),
+        format!("{} of state", bytes(report.optimizer_bytes)),
     ]);
     let (encoders, projectors) = (size.encoder_parameters, size.projector_parameters);
     if encoders + projectors > 0 {

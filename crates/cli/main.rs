@@ -15,13 +15,16 @@ mod evaluate;
 mod failure;
 mod fetch;
 mod hub;
+mod init;
 mod output;
 mod parity;
 mod predict;
 mod progress;
 mod report;
 mod results;
+mod schema;
 mod signals;
+mod sweep;
 mod synth;
 mod train;
 
@@ -54,6 +57,10 @@ enum Verb {
     /// Makes a synthetic cohort, shows what is in one, or whether it follows the MEDS format
     #[command(subcommand)]
     Cohort(cohort::Verb),
+    /// Copies a recipe of the project to start from, and checks it
+    Init(init::Arguments),
+    /// Prints the JSON Schema of recipes, so that editors complete keys
+    Schema(schema::Arguments),
     /// Checks everything that can fail before anything runs: keys, data, shapes, memory
     Check(check::Arguments),
     /// Trains as a recipe says
@@ -87,6 +94,8 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Devices(arguments) => devices::run(&arguments),
         Verb::Fetch(arguments) => fetch::run(&arguments),
         Verb::Cohort(verb) => cohort::run(&verb),
+        Verb::Init(arguments) => init::run(&arguments),
+        Verb::Schema(arguments) => schema::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Train(arguments) => train::run(&arguments),
         Verb::Evaluate(arguments) => evaluate::run(&arguments),

@@ -105,6 +105,18 @@ impl Drop for Progress {
 }
 
 impl Observer for Progress {
+    fn trial(&mut self, number: usize, trials: usize, set: &[String], until: Option<u64>) {
+        // Each trial goes through the stages anew.
+        self.stage = None;
+        let until = until.map_or_else(String::new, |step| format!(" to step {}", count(step)));
+        self.say(&format!(
+            "Trial {} of {}{until}: {}",
+            count(number as u64),
+            count(trials as u64),
+            set.join(", ")
+        ));
+    }
+
     fn stage(&mut self, stage: Stage) {
         if self.stage == Some(stage) {
             return;

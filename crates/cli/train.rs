@@ -1,6 +1,6 @@
 //! `calor train`: a recipe, from the cohort to the report.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use calor_train::recipe::Recipe;
 use calor_train::{RunOptions, TrainOutcome};
@@ -13,6 +13,7 @@ use crate::output;
 use crate::progress::Progress;
 use crate::results;
 use crate::signals::stop_on_signals;
+use crate::sweep::{self, SweepArguments};
 
 /// A recipe, with what is changed of it on the command line.
 #[derive(clap::Args)]
@@ -36,22 +37,38 @@ pub struct Arguments {
     recipe: RecipeArguments,
     #[command(flatten)]
     device: DeviceArgument,
-    /// Folder of the run [default: runs/NAME, the name of the recipe]
+    /// Folder of the run [default: runs/NAME, the name of the recipe; of a sweep runs/NAME-sweep]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Goes on with what the folder holds; starts anew where it holds nothing
     #[arg(long)]
     resume: bool,
+    /// Trains many variants of the recipe, as this file says, and evaluates the best
+    #[arg(long, value_name = "FILE")]
+    sweep: Option<PathBuf>,
     /// Prints the report as JSON
     #[arg(long)]
     json: bool,
 }
 
 impl RecipeArguments {
+    /// A recipe as it stands.
+    pub fn of(path: &Path) -> RecipeArguments {
+        RecipeArguments {
+            recipe: path.to_owned(),
+            set: Vec::new(),
+        }
+    }
+
     /// Reads the recipe and finds its checkpoint and the pretrained encoders of its modalities,
     /// fetching them where that is needed.
     pub fn load(&self) -> Result<(Recipe, PathBuf), Failure> {
-        let mut recipe = Recipe::load(&self.recipe, &self.set)?;
+        self.load_with(&[])
+    }
+
+    /// As [`RecipeArguments::load`], with assignments after those of the command line.
+    pub fn load_with(&self, set: &[String]) -> Result<(Recipe, PathBuf), Failure> {
+        let mut recipe = Recipe::load(&self.recipe, &[&self.set, set].concat())?;
         let hub = Hub::from_env();
         let revision = recipe.model.revision.as_deref();
         let checkpoint = hub.resolve(&recipe.model.id, revision, Purpose::LanguageModel)?;
@@ -70,6 +87,17 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let device = arguments.device.spec()?;
     // Signals count from here on: a long preparation is not to be cut off without a word.
     let stop = stop_on_signals()?;
+    if let Some(file) = &arguments.sweep {
+        let sweep = SweepArguments {
+            file,
+            recipe: &arguments.recipe,
+            out: arguments.out.as_deref(),
+            device,
+            resume: arguments.resume,
+            json: arguments.json,
+        };
+        return sweep::run(&sweep, &stop);
+    }
     let (recipe, checkpoint) = arguments.recipe.load()?;
     let out = arguments
         .out

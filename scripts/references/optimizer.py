@@ -5,6 +5,7 @@ clip_grad_norm_ and Transformers' schedules give, for the tests of calor-train.
     python scripts/references/optimizer.py crates/train/tests/fixtures/optimizer.json
 
 Needs torch and transformers. Deterministic: the same versions write the same file.
+The other optimizers have optimizers.py.
 """
 
 import json
@@ -77,19 +78,31 @@ def adamw(name, steps, options, head_learning_rate, max_norm, scale):
     }
 
 
-def schedule(kind, warmup_steps, total_steps):
+def schedule(kind, warmup_steps, total_steps, decay_steps=0, decay_shape="linear", minimum=0.0):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     if kind == "constant":
         scheduler = transformers.get_constant_schedule_with_warmup(optimizer, warmup_steps)
     elif kind == "linear":
         scheduler = transformers.get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps)
-    else:
+    elif kind == "cosine":
         scheduler = transformers.get_cosine_schedule_with_warmup(optimizer, warmup_steps, total_steps)
+    else:
+        scheduler = transformers.get_wsd_schedule(
+            optimizer,
+            warmup_steps,
+            decay_steps,
+            total_steps,
+            decay_type="1-sqrt" if decay_shape == "one_minus_sqrt" else decay_shape,
+            min_lr_ratio=minimum,
+        )
     factor = scheduler.lr_lambdas[0]
     return {
         "kind": kind,
         "warmup_steps": warmup_steps,
         "total_steps": total_steps,
+        "decay_steps": decay_steps,
+        "decay_shape": decay_shape,
+        "minimum": minimum,
         "factors": [factor(step) for step in range(total_steps + 3)],
     }
 
@@ -115,7 +128,13 @@ def main():
             schedule(kind, warmup, total)
             for kind in ("constant", "linear", "cosine")
             for warmup, total in ((0, 7), (3, 20), (1, 1), (5, 4))
-        ],
+        ]
+        + [
+            schedule("wsd", 3, 20, decay, shape)
+            for decay, shape in ((0, "linear"), (6, "linear"), (6, "cosine"), (6, "one_minus_sqrt"), (17, "linear"))
+        ]
+        # Its warm-up would start at the minimum: without one.
+        + [schedule("wsd", 0, 12, 5, "cosine", 0.1)],
     }
     with open(out, "w", encoding="utf-8") as file:
         json.dump(fixture, file, indent=1)

@@ -35,6 +35,8 @@ fn every_verb_explains_itself() {
         "fetch",
         "cohort inspect",
         "cohort validate",
+        "init",
+        "schema",
         "check",
         "train",
         "evaluate",

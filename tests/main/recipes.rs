@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use calor_records::LabelValue;
 use calor_train::recipe::{Recipe, TaskKind};
+use serde_json::Value;
 
-use crate::support::{Workplace, write_labelled_cohort};
+use crate::support::{Ended, Workplace, write_labelled_cohort};
 
 /// Where recipes have towers, and small ones in their place.
 const TOWERS: [(&str, &str); 2] = [
@@ -81,37 +82,86 @@ fn it_parses_and_is_the_same_after_writing_it_back() {
     }
 }
 
-/// With a small model and cohort in place of the recipe's own.
+/// A workplace with a small model and data of a recipe's shape, and the assignments that put them in
+/// place of its own.
+fn small(path: &Path) -> (Workplace, Vec<String>) {
+    let recipe = Recipe::load(path, &[]).expect("a recipe");
+    let workplace = Workplace::new();
+    // A task of another kind has to say here what its data is.
+    let label = match recipe.task.kind {
+        TaskKind::Binary | TaskKind::Multilabel => LabelValue::Boolean,
+        TaskKind::Multiclass => |outcome| LabelValue::Integer(i64::from(outcome)),
+        TaskKind::Regression => |outcome| LabelValue::Float(f32::from(u8::from(outcome))),
+    };
+    // A synthetic cohort is made by the command itself.
+    let cohort = if recipe.cohort.synth.is_some() {
+        "cohort.synth.patients=60"
+    } else {
+        write_labelled_cohort(&workplace.path("data"), &recipe.task.labels.names(), label);
+        "cohort.path=data"
+    };
+    for (place, fixture) in TOWERS {
+        small_tower(&workplace.path(place), fixture);
+    }
+    let set = ["model.id=model", cohort, "sequence.max_tokens=96"];
+    (workplace, set.map(str::to_owned).to_vec())
+}
+
+fn run(workplace: &Workplace, verb: &str, path: &Path, set: &[String]) -> Ended {
+    let path = path.to_str().expect("a path");
+    let set = set.iter().flat_map(|set| ["--set", set.as_str()]);
+    workplace.run([verb, path].into_iter().chain(set))
+}
+
 #[test]
 fn it_passes_the_check_on_data_of_its_shape() {
     for path in recipes() {
-        let recipe = Recipe::load(&path, &[]).expect("a recipe");
-        let workplace = Workplace::new();
-        let label = match recipe.task.kind {
-            TaskKind::Multiclass => |outcome| LabelValue::Integer(i64::from(outcome)),
-            _ => LabelValue::Boolean,
-        };
-        // A synthetic cohort is made by the check itself.
-        let cohort = if recipe.cohort.synth.is_some() {
-            "cohort.synth.patients=60"
-        } else {
-            write_labelled_cohort(&workplace.path("data"), &recipe.task.labels.names(), label);
-            "cohort.path=data"
-        };
-        for (place, fixture) in TOWERS {
-            small_tower(&workplace.path(place), fixture);
+        let (workplace, set) = small(&path);
+        run(&workplace, "check", &path, &set).done();
+    }
+}
+
+#[test]
+fn it_trains_two_steps_and_leaves_a_report() {
+    for path in recipes() {
+        let (workplace, mut set) = small(&path);
+        for short in [
+            "name=two-steps",
+            "train.max_steps=2",
+            "train.global_batch=8",
+            "train.micro_batch=4",
+            "evaluate.every_steps=2",
+            "evaluate.resamples=100",
+            "energy.idle_window_s=0",
+        ] {
+            set.push(short.to_owned());
         }
-        workplace
-            .run([
-                "check",
-                path.to_str().expect("a path"),
-                "--set",
-                "model.id=model",
-                "--set",
-                cohort,
-                "--set",
-                "sequence.max_tokens=96",
-            ])
-            .done();
+        run(&workplace, "train", &path, &set).done();
+        let folder = workplace.path("runs/two-steps");
+        let lines = fs::read_to_string(folder.join("metrics.jsonl")).expect("metrics");
+        let lines: Vec<Value> = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let name = path.display();
+        let losses: Vec<f64> = lines
+            .iter()
+            .filter(|line| line["event"] == "step")
+            .map(|line| line["loss"].as_f64().expect("a loss"))
+            .collect();
+        assert_eq!(losses.len(), 2, "{name}");
+        assert!(
+            losses.iter().all(|loss| loss.is_finite()),
+            "{name}: {losses:?}"
+        );
+        assert!(
+            lines.iter().any(|line| line["event"] == "evaluation"),
+            "{name}"
+        );
+        assert!(folder.join("report.json").is_file(), "{name}");
+        assert!(
+            folder.join("adapter/adapter_config.json").is_file(),
+            "{name}"
+        );
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::device::{DeviceSpec, describe, synchronise};
-use crate::optimizer::{AdamWOptions, LearningRates};
+use crate::optimizer::{OptimizerOptions, TensorRules};
 use crate::recipe::Dtype;
 use crate::seed::derive;
 use crate::session::{describe_work, float_dtype, open_device, record_device_memory};
@@ -164,7 +164,12 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
     describe_work(&mut meter, &model, options.device, options.dtype)?;
     let input = batch.input(&device);
     let targets: Tensor<1, Int> = upload::integers(&batch.targets, [batch.targets.len()], &device);
-    let mut step = TrainStep::new(AdamWOptions::default(), options.max_grad_norm, true);
+    let mut step = TrainStep::new(
+        OptimizerOptions::default(),
+        TensorRules::uniform(options.learning_rate),
+        options.max_grad_norm,
+        true,
+    );
     let mut report = Found::default();
     for number in 1..=options.warmup + options.steps {
         let timed = number > options.warmup;
@@ -194,7 +199,7 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
                 })
             },
             batch.supervised as f64,
-            LearningRates::uniform(options.learning_rate),
+            1.0,
             number as u64,
             &mut meter,
         )?;

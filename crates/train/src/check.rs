@@ -14,7 +14,6 @@ use crate::data::Data;
 use crate::device::{describe, synchronise};
 use crate::observer::{Observer, Stage};
 use crate::opening::Opening;
-use crate::optimizer::{AdamWOptions, LearningRates};
 use crate::plan::RunPlan;
 use crate::recipe::AdapterKind;
 use crate::session::{RunOptions, model_options, open_device, record_device_memory};
@@ -38,6 +37,8 @@ pub struct CheckReport {
     pub model: ModelSize,
     /// How many modules the adapter has a pair on.
     pub adapted_modules: usize,
+    /// Bytes of the optimizer's state, and of averages where there are some.
+    pub optimizer_bytes: u64,
     /// Optimizer steps an epoch.
     pub steps_per_epoch: u64,
     /// Optimizer steps of the run.
@@ -100,11 +101,11 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
     let largest = largest_micro_batch(&plan, &data, options.device.seq_multiple())?;
     let (rows, seq) = (largest.batch.rows, largest.batch.seq);
     let supervised = largest.batch.supervised_count.max(1) as f64;
-    let mut step = TrainStep::new(
-        AdamWOptions::default(),
-        recipe.train.max_grad_norm,
+    let mut step = TrainStep::from_recipe(
+        &recipe.train,
+        &mut model,
         recipe.adapter.kind == AdapterKind::Lora,
-    );
+    )?;
     synchronise(&device, "trying a step")?;
     meter.begin(Purpose::WarmUp);
     let started = std::time::Instant::now();
@@ -122,7 +123,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
             Ok(objective.loss(outputs, &batch.batch.targets, &device))
         },
         supervised,
-        LearningRates::uniform(recipe.train.learning_rate),
+        1.0,
         1,
         &mut meter,
     )?;
@@ -158,6 +159,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
         sequences: data.prepared.report().clone(),
         model: model_size,
         adapted_modules,
+        optimizer_bytes: step.state_bytes(),
         steps_per_epoch: plan.steps_per_epoch,
         total_steps: plan.total_steps,
         trial: Trial {

@@ -2,7 +2,7 @@
 //!
 //! `checkpoints/step-N/` holds
 //! - `adapter/`: adapter and head as PEFT writes them, for `calor predict` and others,
-//! - `trainer.safetensors`: every trainable tensor and both of its moments, bit for bit,
+//! - `trainer.safetensors`: every trainable tensor and what the optimizer keeps of it, bit for bit,
 //! - `state.json`: the [`TrainerState`],
 //! - `manifest.json`: length and SHA-256 of each of these files.
 //!
@@ -24,7 +24,7 @@ use crate::files::{
     files_below, hash_file, read_json, recover_folder, remove, write_folder, write_json,
     write_whole,
 };
-use crate::optimizer::{AdamW, Parameters, SavedMoments};
+use crate::optimizer::{Parameters, SavedPart, SavedState};
 use crate::recipe::Metric;
 
 const MANIFEST: &str = "manifest.json";
@@ -32,6 +32,8 @@ const STATE: &str = "state.json";
 const TENSORS: &str = "trainer.safetensors";
 const ADAPTER: &str = "adapter";
 const PREFIX: &str = "step-";
+/// What a tensor's values are called, beside the parts of its optimizer's state.
+const PARAMETER: &str = "parameter";
 
 /// Where the loop stands. What it draws follows from the seed and `step` alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -171,18 +173,19 @@ impl Checkpoints {
         self.folder.join(format!("{PREFIX}{step}"))
     }
 
-    /// Writes `step-N/` and removes what is older than the newest `keep`.
+    /// Writes `step-N/` and removes what is older than the newest `keep`. `optimizer` is what is kept of
+    /// each tensor; `save_adapter` fills the folder `adapter/`.
     pub fn write<P: Parameters>(
         &self,
         parameters: &mut P,
-        optimizer: &AdamW,
+        optimizer: &BTreeMap<String, SavedState>,
         state: &TrainerState,
-        save_adapter: impl FnOnce(&P, &Path) -> Result<(), TrainError>,
+        save_adapter: impl FnOnce(&Path) -> Result<(), TrainError>,
     ) -> Result<PathBuf, TrainError> {
         fs::create_dir_all(&self.folder).map_err(TrainError::io("create", &self.folder))?;
         let path = self.path_of(state.step);
         write_folder(&path, |folder| {
-            save_adapter(parameters, &folder.join(ADAPTER))?;
+            save_adapter(&folder.join(ADAPTER))?;
             write_whole(&folder.join(TENSORS), &tensors(parameters, optimizer)?)?;
             write_json(&folder.join(STATE), state)?;
             let mut files = BTreeMap::new();
@@ -236,7 +239,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Puts tensors and moments back, bit for bit.
+    /// Puts tensors back, bit for bit, and gives what the optimizer kept of each.
     ///
     /// # Errors
     /// A tensor of the model that the checkpoint lacks, one that the model lacks, or one
@@ -244,9 +247,8 @@ impl Checkpoints {
     pub fn restore<P: Parameters>(
         found: &FoundCheckpoint,
         parameters: &mut P,
-        optimizer: &mut AdamW,
         device: &Device,
-    ) -> Result<(), TrainError> {
+    ) -> Result<BTreeMap<String, SavedState>, TrainError> {
         let path = found.path.join(TENSORS);
         let bytes = fs::read(&path).map_err(TrainError::io("read", &path))?;
         let corrupt = |problem: String| TrainError::Corrupt {
@@ -266,39 +268,26 @@ impl Checkpoints {
             return Err(corrupt(problem));
         }
         let restored = restore.restored;
-        let mut moments = BTreeMap::new();
-        for name in file.names() {
-            if let Some(parameter) = name.strip_prefix("parameter.") {
-                if !restored.iter().any(|known| known == parameter) {
-                    return Err(corrupt(format!(
-                        "holds `{parameter}`, which the model does not train; resume with the recipe that the run was started with"
-                    )));
-                }
-            } else if let Some(parameter) = name.strip_prefix("exp_avg.") {
-                let values = |prefix: &str| -> Result<Vec<f32>, TrainError> {
-                    let view = file
-                        .tensor(&format!("{prefix}.{parameter}"))
-                        .map_err(|_| corrupt(format!("has no `{prefix}.{parameter}`")))?;
-                    floats(&view)
-                        .ok_or_else(|| corrupt(format!("`{prefix}.{parameter}` is not f32")))
-                };
-                let step = file
-                    .tensor(&format!("step.{parameter}"))
-                    .ok()
-                    .and_then(|view| view.data().try_into().ok().map(u64::from_le_bytes))
-                    .ok_or_else(|| corrupt(format!("has no step of `{parameter}`")))?;
-                moments.insert(
-                    parameter.to_owned(),
-                    SavedMoments {
-                        step,
-                        first: values("exp_avg")?,
-                        second: values("exp_avg_sq")?,
-                    },
-                );
+        let mut states: BTreeMap<String, SavedState> = BTreeMap::new();
+        for (name, view) in file.iter() {
+            let (part, parameter) = name
+                .split_once('.')
+                .ok_or_else(|| corrupt(format!("holds `{name}`, which belongs to no tensor")))?;
+            if !restored.iter().any(|known| known == parameter) {
+                return Err(corrupt(format!(
+                    "holds `{parameter}`, which the model does not train; resume with the recipe that the run was started with"
+                )));
+            }
+            if part != PARAMETER {
+                let value = read_part(&view)
+                    .ok_or_else(|| corrupt(format!("`{name}` is of a type that is not read")))?;
+                states
+                    .entry(parameter.to_owned())
+                    .or_default()
+                    .insert(part, value);
             }
         }
-        optimizer.restore(moments, device);
-        Ok(())
+        Ok(states)
     }
 
     /// All checkpoint folders, oldest first, complete or not.
@@ -337,15 +326,19 @@ impl Checkpoints {
     }
 }
 
-/// Every trainable tensor with its moments as a safetensors file.
-fn tensors<P: Parameters>(parameters: &mut P, optimizer: &AdamW) -> Result<Vec<u8>, TrainError> {
-    struct Collect(Vec<(String, Vec<usize>, Vec<u8>)>);
+/// Every trainable tensor with what is kept of it as a safetensors file.
+fn tensors<P: Parameters>(
+    parameters: &mut P,
+    optimizer: &BTreeMap<String, SavedState>,
+) -> Result<Vec<u8>, TrainError> {
+    struct Collect(Vec<(String, Dtype, Vec<usize>, Vec<u8>)>);
     impl ParameterVisitor for Collect {
         fn visit<const D: usize>(&mut self, name: &str, _: ParameterGroup, tensor: &mut Tensor<D>) {
             let data = tensor.to_data();
             assert_eq!(data.dtype(), DType::F32, "trainable tensors are f32");
             self.0.push((
-                format!("parameter.{name}"),
+                format!("{PARAMETER}.{name}"),
+                Dtype::F32,
                 data.shape().to_vec(),
                 data.as_bytes().to_vec(),
             ));
@@ -353,30 +346,12 @@ fn tensors<P: Parameters>(parameters: &mut P, optimizer: &AdamW) -> Result<Vec<u
     }
     let mut collect = Collect(Vec::new());
     parameters.visit_parameters(&mut collect);
-    let mut parts: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = collect
-        .0
-        .into_iter()
-        .map(|(name, shape, bytes)| (name, Dtype::F32, shape, bytes))
-        .collect();
-    for (name, moments) in optimizer.save() {
-        for (prefix, values) in [("exp_avg", &moments.first), ("exp_avg_sq", &moments.second)] {
-            let bytes = values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect();
-            parts.push((
-                format!("{prefix}.{name}"),
-                Dtype::F32,
-                vec![values.len()],
-                bytes,
-            ));
+    let mut parts = collect.0;
+    for (name, state) in optimizer {
+        for (part, value) in state.parts() {
+            let (dtype, length, bytes) = write_part(value);
+            parts.push((format!("{part}.{name}"), dtype, vec![length], bytes));
         }
-        parts.push((
-            format!("step.{name}"),
-            Dtype::U64,
-            vec![1],
-            moments.step.to_le_bytes().to_vec(),
-        ));
     }
     let views = parts.iter().map(|(name, dtype, shape, bytes)| {
         (
@@ -391,6 +366,45 @@ fn tensors<P: Parameters>(parameters: &mut P, optimizer: &AdamW) -> Result<Vec<u
     })
 }
 
+fn write_part(part: &SavedPart) -> (Dtype, usize, Vec<u8>) {
+    match part {
+        SavedPart::Floats(values) => (
+            Dtype::F32,
+            values.len(),
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        ),
+        SavedPart::Integers(values) => (
+            Dtype::I32,
+            values.len(),
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        ),
+        SavedPart::Count(value) => (Dtype::U64, 1, value.to_le_bytes().to_vec()),
+        SavedPart::Number(value) => (Dtype::F64, 1, value.to_le_bytes().to_vec()),
+    }
+}
+
+fn read_part(view: &TensorView<'_>) -> Option<SavedPart> {
+    let data = view.data();
+    match view.dtype() {
+        Dtype::F32 => floats(view).map(SavedPart::Floats),
+        Dtype::I32 => {
+            let words = data.chunks_exact(4);
+            let values =
+                words.map(|bytes| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+            Some(SavedPart::Integers(values.collect()))
+        }
+        Dtype::U64 => Some(SavedPart::Count(u64::from_le_bytes(data.try_into().ok()?))),
+        Dtype::F64 => Some(SavedPart::Number(f64::from_le_bytes(data.try_into().ok()?))),
+        _ => None,
+    }
+}
+
 struct Restore<'a> {
     file: &'a SafeTensors<'a>,
     device: Device,
@@ -401,7 +415,7 @@ struct Restore<'a> {
 impl ParameterVisitor for Restore<'_> {
     fn visit<const D: usize>(&mut self, name: &str, _: ParameterGroup, tensor: &mut Tensor<D>) {
         let other_recipe = "resume with the recipe that the run was started with";
-        let Ok(view) = self.file.tensor(&format!("parameter.{name}")) else {
+        let Ok(view) = self.file.tensor(&format!("{PARAMETER}.{name}")) else {
             self.problem = Some(format!(
                 "has no `{name}`, which the model trains; {other_recipe}"
             ));

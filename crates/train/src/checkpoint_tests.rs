@@ -1,5 +1,5 @@
 use super::*;
-use crate::optimizer::{AccumulatedGradients, AdamWOptions, LearningRates};
+use crate::optimizer::{AccumulatedGradients, Optimizer, OptimizerOptions, TensorRules};
 
 struct Two {
     weight: Tensor<2>,
@@ -31,14 +31,14 @@ fn two(rows: usize) -> Two {
     }
 }
 
-fn trained() -> (Two, AdamW) {
+fn trained() -> (Two, Optimizer) {
     let mut model = two(3);
-    let mut optimizer = AdamW::new(AdamWOptions::default());
+    let mut optimizer = Optimizer::new(OptimizerOptions::default());
     for _ in 0..3 {
         let loss = model.weight.clone().sin().sum() + model.bias.clone().exp().sum();
         let mut gradients = AccumulatedGradients::default();
         gradients.add(&mut model, &mut loss.backward());
-        optimizer.update(&mut model, gradients, LearningRates::uniform(0.1));
+        optimizer.update(&mut model, gradients, &TensorRules::uniform(0.1), 1.0);
     }
     (model, optimizer)
 }
@@ -60,7 +60,7 @@ fn state(step: u64) -> TrainerState {
     state
 }
 
-fn no_adapter(_: &Two, _: &Path) -> Result<(), TrainError> {
+fn no_adapter(_: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
@@ -70,15 +70,16 @@ fn tensors_moments_and_state_come_back_bit_for_bit() {
     let checkpoints = Checkpoints::new(home.path(), 2);
     let (mut model, optimizer) = trained();
     checkpoints
-        .write(&mut model, &optimizer, &state(3), no_adapter)
+        .write(&mut model, &optimizer.save(), &state(3), no_adapter)
         .unwrap();
     let (found, broken) = checkpoints.latest().unwrap();
     let found = found.unwrap();
     assert!(broken.is_empty());
     assert_eq!(found.state, state(3));
     let mut other = two(3);
-    let mut restored = AdamW::new(AdamWOptions::default());
-    Checkpoints::restore(&found, &mut other, &mut restored, &device()).unwrap();
+    let mut restored = Optimizer::new(OptimizerOptions::default());
+    let states = Checkpoints::restore(&found, &mut other, &device()).unwrap();
+    restored.restore(states, &device()).unwrap();
     assert_eq!(bits(&other), bits(&model));
     assert_eq!(restored.save(), optimizer.save());
     assert!(other.weight.is_require_grad());
@@ -91,7 +92,7 @@ fn only_the_newest_are_kept_and_steps_are_compared_as_numbers() {
     let (mut model, optimizer) = trained();
     for step in [9, 10, 100] {
         checkpoints
-            .write(&mut model, &optimizer, &state(step), no_adapter)
+            .write(&mut model, &optimizer.save(), &state(step), no_adapter)
             .unwrap();
     }
     let steps: Vec<u64> = checkpoints
@@ -110,7 +111,7 @@ fn what_a_killed_process_left_is_not_taken_for_a_checkpoint() {
     let (mut model, optimizer) = trained();
     for step in 1..=5 {
         checkpoints
-            .write(&mut model, &optimizer, &state(step), no_adapter)
+            .write(&mut model, &optimizer.save(), &state(step), no_adapter)
             .unwrap();
     }
     let folder = home.path().join("checkpoints");
@@ -138,12 +139,12 @@ fn what_a_killed_process_left_is_not_taken_for_a_checkpoint() {
 fn another_models_checkpoint_is_refused_by_tensor_name() {
     let home = tempfile::tempdir().unwrap();
     let checkpoints = Checkpoints::new(home.path(), 1);
-    let (mut model, mut optimizer) = trained();
+    let (mut model, optimizer) = trained();
     checkpoints
-        .write(&mut model, &optimizer, &state(3), no_adapter)
+        .write(&mut model, &optimizer.save(), &state(3), no_adapter)
         .unwrap();
     let found = checkpoints.latest().unwrap().0.unwrap();
-    let error = Checkpoints::restore(&found, &mut two(4), &mut optimizer, &device())
+    let error = Checkpoints::restore(&found, &mut two(4), &device())
         .unwrap_err()
         .to_string();
     assert!(

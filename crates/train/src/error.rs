@@ -124,6 +124,24 @@ pub enum TrainError {
         tensors: usize,
     },
 
+    /// A parameter group that cannot be used.
+    #[error("`train.groups`: the pattern `{pattern}` {problem}")]
+    ParameterGroup {
+        /// The group's pattern.
+        pattern: String,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+
+    /// A sweep's file cannot be used.
+    #[error("{}: {problem}", path.display())]
+    Sweep {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+
     /// A benchmark's inputs do not fit.
     #[error("{}: {problem}", path.display())]
     Bench {
@@ -155,6 +173,8 @@ impl TrainError {
             TrainError::Recipe(_)
                 | TrainError::Device { .. }
                 | TrainError::Task { .. }
+                | TrainError::ParameterGroup { .. }
+                | TrainError::Sweep { .. }
                 | TrainError::RunFolder { .. }
                 | TrainError::Sequence(calor_sequence::SequenceError::Option { .. })
         )

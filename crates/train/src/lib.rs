@@ -32,6 +32,7 @@ pub mod seed;
 mod session;
 mod soft;
 pub mod step;
+mod sweep;
 mod trainer;
 mod upload;
 mod usage;
@@ -46,5 +47,9 @@ pub use error::TrainError;
 pub use finish::rewrite_report;
 pub use observer::{Observer, Stage, StepProgress, StopFlag};
 pub use session::{RunOptions, lora_options};
+pub use sweep::{
+    Asha, Loaded, Method, Reached, SWEEP_FILE, SweepFile, SweepOptions, SweepOutcome, SweepReport,
+    SweepTrial, sweep,
+};
 pub use trainer::{TrainOutcome, train};
 pub use usage::{Evaluated, UseOptions, evaluate, predict, run_recipe};

@@ -53,6 +53,12 @@ pub struct StepProgress {
 
 /// What wants to know how a run goes. Every method does nothing unless it is overridden.
 pub trait Observer {
+    /// A sweep trains its trial `number`, counted from 1, of `trials` at most, which sets these keys;
+    /// up to step `until`, or to its end.
+    fn trial(&mut self, number: usize, trials: usize, set: &[String], until: Option<u64>) {
+        let _ = (number, trials, set, until);
+    }
+
     /// A stage begins.
     fn stage(&mut self, stage: Stage) {
         let _ = stage;
@@ -99,7 +105,11 @@ impl Observer for () {}
 
 /// Asks a run to stop at the end of its step. Clones share the flag; a signal handler sets it.
 #[derive(Clone, Debug, Default)]
-pub struct StopFlag(Arc<AtomicBool>);
+pub struct StopFlag {
+    asked: Arc<AtomicBool>,
+    /// See [`StopFlag::pausing_after`].
+    pause_after: Option<u64>,
+}
 
 impl StopFlag {
     /// A flag that is not set.
@@ -107,18 +117,33 @@ impl StopFlag {
         StopFlag::default()
     }
 
+    /// The same flag for a run that is also to stop by itself: when so many steps are done, or at its
+    /// end if that comes earlier; after `tuning` patients were evaluated there, and before held-out
+    /// ones are.
+    pub fn pausing_after(&self, step: u64) -> StopFlag {
+        StopFlag {
+            asked: self.asked.clone(),
+            pause_after: Some(step),
+        }
+    }
+
+    /// Whether the run is to stop by itself after this step, of which `done` says whether it is the last.
+    pub(crate) fn pauses(&self, step: u64, done: bool) -> bool {
+        self.pause_after.is_some_and(|after| done || step >= after)
+    }
+
     /// Asks to stop.
     pub fn set(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.asked.store(true, Ordering::SeqCst);
     }
 
     /// Whether it was asked to stop.
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.asked.load(Ordering::SeqCst)
     }
 
     /// The flag itself, for `signal_hook::flag::register`.
     pub fn shared(&self) -> Arc<AtomicBool> {
-        self.0.clone()
+        self.asked.clone()
     }
 }

@@ -53,10 +53,16 @@ impl RunPlan {
 
     pub fn schedule(&self, recipe: &Recipe) -> Schedule {
         let section = &recipe.train.schedule;
-        let warmup = section.warmup_steps.unwrap_or_else(|| {
-            Schedule::warmup_from_fraction(section.warmup_fraction.unwrap_or(0.0), self.total_steps)
-        });
+        let share = |fraction| Schedule::steps_of(fraction, self.total_steps);
+        let warmup = section
+            .warmup_steps
+            .unwrap_or_else(|| share(section.warmup_fraction.unwrap_or(0.0)));
+        let decay = section
+            .decay_steps
+            .unwrap_or_else(|| share(section.decay_fraction.unwrap_or(0.0)));
         Schedule::new(section.kind, warmup, self.total_steps)
+            .with_decay(decay, section.decay_shape)
+            .with_minimum(section.minimum_factor)
     }
 
     /// The steps after the first `done`, through all epochs.

@@ -2,20 +2,24 @@
 //!
 //! The training loop and the benchmarks run this very code.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use calor_meter::{Meter, Phase};
 use calor_model::{ParameterGroup, ParameterVisitor};
 
 use crate::TrainError;
-use crate::optimizer::{AccumulatedGradients, AdamW, AdamWOptions, LearningRates, Parameters};
+use crate::optimizer::{
+    AccumulatedGradients, Ema, Optimizer, OptimizerOptions, Parameters, SavedState, TensorRules,
+};
+use crate::recipe::TrainSection;
 
-/// The optimizer with what is done to gradients before it sees them.
+/// The optimizer with what is done to gradients before it sees them and to tensors after it moved them.
 pub struct TrainStep {
-    /// The optimizer and its state.
-    pub optimizer: AdamW,
-    weight_decay: f64,
+    optimizer: Optimizer,
+    rules: TensorRules,
+    ema: Option<Ema>,
     max_grad_norm: f64,
     /// Whether the adapter is still to be watched for its first move.
     watch_adapter: bool,
@@ -35,25 +39,104 @@ pub struct StepResult {
 impl TrainStep {
     /// `max_grad_norm` of 0 switches clipping off. `has_adapter`: the first update with a
     /// learning rate above zero has to move it.
-    pub fn new(options: AdamWOptions, max_grad_norm: f64, has_adapter: bool) -> TrainStep {
+    pub fn new(
+        options: OptimizerOptions,
+        rules: TensorRules,
+        max_grad_norm: f64,
+        has_adapter: bool,
+    ) -> TrainStep {
         TrainStep {
-            optimizer: AdamW::new(options),
-            weight_decay: options.weight_decay,
+            optimizer: Optimizer::new(options),
+            rules,
+            ema: None,
             max_grad_norm,
             watch_adapter: has_adapter,
         }
     }
 
-    /// A resumed run's adapter has moved before.
-    pub fn adapter_has_moved(&mut self) {
+    /// What a recipe asks for, for the tensors of a model.
+    ///
+    /// # Errors
+    /// A parameter group without a tensor.
+    pub fn from_recipe<P: Parameters>(
+        train: &TrainSection,
+        model: &mut P,
+        has_adapter: bool,
+    ) -> Result<TrainStep, TrainError> {
+        let rules = TensorRules::from_recipe(train)?;
+        rules.check(model)?;
+        let options = OptimizerOptions::from_recipe(train);
+        Ok(TrainStep {
+            ema: train.ema_decay.map(Ema::new),
+            ..TrainStep::new(options, rules, train.max_grad_norm, has_adapter)
+        })
+    }
+
+    /// The model as it is evaluated and saved: with averages in place of the tensors in training,
+    /// where the optimizer or `train.ema_decay` keeps some. The model itself stays as it is.
+    pub fn evaluated<P: Parameters + Clone>(&self, model: &P) -> P {
+        struct Averages<'a>(&'a TrainStep);
+        impl ParameterVisitor for Averages<'_> {
+            fn visit<const D: usize>(
+                &mut self,
+                name: &str,
+                _: ParameterGroup,
+                tensor: &mut Tensor<D>,
+            ) {
+                let shape = tensor.shape();
+                let average = match &self.0.ema {
+                    Some(ema) => ema.average(name),
+                    None => {
+                        let values = tensor.clone().inner().reshape([shape.num_elements()]);
+                        self.0.optimizer.averaged(name, values)
+                    }
+                };
+                if let Some(average) = average {
+                    *tensor = average.reshape(shape).autodiff().require_grad();
+                }
+            }
+        }
+        let mut model = model.clone();
+        model.visit_parameters(&mut Averages(self));
+        model
+    }
+
+    /// Bytes of the optimizer's state and of averages on the device.
+    pub fn state_bytes(&self) -> u64 {
+        self.optimizer.bytes() + self.ema.as_ref().map_or(0, Ema::bytes)
+    }
+
+    /// What a checkpoint has to hold beside the tensors, by their names.
+    pub fn save(&self) -> BTreeMap<String, SavedState> {
+        let mut states = self.optimizer.save();
+        if let Some(ema) = &self.ema {
+            ema.save(&mut states);
+        }
+        states
+    }
+
+    /// Takes up what a checkpoint held. The adapter of such a run has moved before.
+    ///
+    /// # Errors
+    /// The state is another optimizer's.
+    pub fn restore(
+        &mut self,
+        mut states: BTreeMap<String, SavedState>,
+        device: &Device,
+    ) -> Result<(), String> {
         self.watch_adapter = false;
+        if let Some(ema) = &mut self.ema {
+            ema.restore(&mut states, device)?;
+        }
+        self.optimizer.restore(states, device)
     }
 
     /// Forward and backward over every micro-batch, gradients summed, clipping, one update.
     ///
     /// `forward` gives the loss of a micro-batch summed over its labels, `[1]`; the step's
     /// loss is the sum of these over `supervised`, so that accumulation equals the big
-    /// batch whatever the micro-batches hold. `step` counts from 1, for messages.
+    /// batch whatever the micro-batches hold. `factor` is the schedule's, of every tensor's peak
+    /// learning rate. `step` counts from 1, for messages.
     ///
     /// # Errors
     /// A loss or a gradient that is not finite, before anything is updated. An adapter
@@ -65,7 +148,7 @@ impl TrainStep {
         micro_batches: impl Iterator<Item = B>,
         mut forward: impl FnMut(&P, B, &mut Meter) -> Result<Tensor<1>, TrainError>,
         supervised: f64,
-        rates: LearningRates,
+        factor: f64,
         step: u64,
         meter: &mut Meter,
     ) -> Result<StepResult, TrainError> {
@@ -100,18 +183,15 @@ impl TrainStep {
             if self.max_grad_norm > 0.0 {
                 gradients.clip(grad_norm, self.max_grad_norm);
             }
-            let watched =
-                (self.watch_adapter && rates.adapter > 0.0).then(|| adapter_tensors(model));
-            self.optimizer.update(model, gradients, rates);
+            let watched = (self.watch_adapter && factor > 0.0).then(|| self.adapter_tensors(model));
+            self.optimizer.update(model, gradients, &self.rules, factor);
+            if let Some(ema) = &mut self.ema {
+                ema.update(model);
+            }
             match watched {
                 Some(before) => {
                     self.watch_adapter = false;
-                    unmoved(
-                        model,
-                        &before,
-                        1.0 - rates.adapter * self.weight_decay,
-                        step,
-                    )
+                    unmoved(&before, &self.adapter_tensors(model), factor, step)
                 }
                 None => Ok(Vec::new()),
             }
@@ -122,6 +202,44 @@ impl TrainStep {
             unmoved,
         })
     }
+
+    /// Copies of the adapter's tensors (they share memory until one is changed).
+    fn adapter_tensors<P: Parameters>(&self, model: &mut P) -> Vec<Watched> {
+        struct Copy<'a>(&'a TensorRules, Vec<Watched>);
+        impl ParameterVisitor for Copy<'_> {
+            fn visit<const D: usize>(
+                &mut self,
+                name: &str,
+                group: ParameterGroup,
+                tensor: &mut Tensor<D>,
+            ) {
+                let rule = self.0.of(name, group, D);
+                // A group may hold tensors still.
+                if group == ParameterGroup::Adapter && rule.learning_rate > 0.0 {
+                    self.1.push(Watched {
+                        name: name.to_owned(),
+                        decay_rate: rule.learning_rate * rule.weight_decay,
+                        values: tensor
+                            .clone()
+                            .inner()
+                            .reshape([tensor.shape().num_elements()]),
+                    });
+                }
+            }
+        }
+        let mut copy = Copy(&self.rules, Vec::new());
+        model.visit_parameters(&mut copy);
+        copy.1
+    }
+}
+
+/// An adapter tensor before or after its first update.
+struct Watched {
+    name: String,
+    /// Weight decay times the peak learning rate.
+    decay_rate: f64,
+    /// Flat.
+    values: Tensor<1>,
 }
 
 /// Both numbers in one transfer.
@@ -146,55 +264,37 @@ fn read_loss_and_norm(
     Ok((f64::from(values[0]), f64::from(values[1])))
 }
 
-/// Copies of the adapter's tensors (they share memory until one is changed), flattened.
-fn adapter_tensors<P: Parameters>(model: &mut P) -> Vec<(String, Tensor<1>)> {
-    struct Copy(Vec<(String, Tensor<1>)>);
-    impl ParameterVisitor for Copy {
-        fn visit<const D: usize>(
-            &mut self,
-            name: &str,
-            group: ParameterGroup,
-            tensor: &mut Tensor<D>,
-        ) {
-            if group == ParameterGroup::Adapter {
-                let length = tensor.shape().num_elements();
-                self.0
-                    .push((name.to_owned(), tensor.clone().inner().reshape([length])));
-            }
-        }
-    }
-    let mut copy = Copy(Vec::new());
-    model.visit_parameters(&mut copy);
-    copy.0
-}
-
 /// Names of adapter tensors that did nothing but decay; an error if that is all of them.
 ///
 /// `lora_B` starts at zero, so `lora_A` has no gradient yet and only `lora_B` is looked at
 /// where both are there.
-fn unmoved<P: Parameters>(
-    model: &mut P,
-    before: &[(String, Tensor<1>)],
-    decay: f64,
+fn unmoved(
+    before: &[Watched],
+    after: &[Watched],
+    factor: f64,
     step: u64,
 ) -> Result<Vec<String>, TrainError> {
-    let after = adapter_tensors(model);
-    let moved = |index: usize| {
-        let difference = after[index].1.clone() - before[index].1.clone().mul_scalar(decay);
-        difference.abs().max().into_scalar::<f32>() > 0.0
-    };
-    let unmoved: Vec<String> = (0..after.len())
-        .filter(|index| !after[*index].0.contains("lora_A") && !moved(*index))
-        .map(|index| after[index].0.clone())
-        .collect();
-    let watched = after
+    let looked_at = before
         .iter()
-        .filter(|(name, _)| !name.contains("lora_A"))
-        .count();
-    if unmoved.len() == watched {
+        .zip(after)
+        .filter(|(before, _)| !before.name.contains("lora_A"));
+    let mut watched = 0;
+    let mut unmoved = Vec::new();
+    for (before, after) in looked_at {
+        watched += 1;
+        let decayed = before
+            .values
+            .clone()
+            .mul_scalar(1.0 - factor * before.decay_rate);
+        let difference = after.values.clone() - decayed;
+        if difference.abs().max().into_scalar::<f32>() == 0.0 {
+            unmoved.push(before.name.clone());
+        }
+    }
+    if watched > 0 && unmoved.len() == watched {
         return Err(TrainError::AdapterDidNotMove {
             step,
-            tensors: after.len(),
+            tensors: before.len(),
         });
     }
     Ok(unmoved)

@@ -29,21 +29,30 @@ fn pair() -> Pair {
     }
 }
 
+fn adamw(max_grad_norm: f64, has_adapter: bool) -> TrainStep {
+    let options = OptimizerOptions::default();
+    TrainStep::new(
+        options,
+        TensorRules::uniform(1e-3),
+        max_grad_norm,
+        has_adapter,
+    )
+}
+
 fn run(
     step: &mut TrainStep,
     model: &mut Pair,
-    rate: f64,
+    factor: f64,
     loss: impl FnMut(&Pair, f32, &mut Meter) -> Result<Tensor<1>, TrainError>,
 ) -> Result<StepResult, TrainError> {
     let mut meter = Meter::open(&EnergyOptions::default(), &MeteredDevice::Cpu).unwrap();
     meter.begin(Purpose::Training);
-    let rates = LearningRates::uniform(rate);
     step.run(
         model,
         [1.0, 2.0].into_iter(),
         loss,
         2.0,
-        rates,
+        factor,
         7,
         &mut meter,
     )
@@ -60,8 +69,8 @@ fn through_adapter(model: &Pair, scale: f32, _: &mut Meter) -> Result<Tensor<1>,
 
 #[test]
 fn the_loss_is_the_sum_over_micro_batches_by_the_supervised_count() {
-    let mut step = TrainStep::new(AdamWOptions::default(), 0.0, false);
-    let result = run(&mut step, &mut pair(), 1e-3, head_only).unwrap();
+    let mut step = adamw(0.0, false);
+    let result = run(&mut step, &mut pair(), 1.0, head_only).unwrap();
     assert!((result.loss - 5.0 * 3.0 / 2.0).abs() < 1e-6);
     // The gradient is 2·head·(1 + 2)/2.
     assert!((result.grad_norm - 3.0 * 5f64.sqrt()).abs() < 1e-5);
@@ -69,8 +78,8 @@ fn the_loss_is_the_sum_over_micro_batches_by_the_supervised_count() {
 
 #[test]
 fn an_adapter_that_nothing_depends_on_is_an_error() {
-    let mut step = TrainStep::new(AdamWOptions::default(), 1.0, true);
-    let error = run(&mut step, &mut pair(), 1e-3, head_only).unwrap_err();
+    let mut step = adamw(1.0, true);
+    let error = run(&mut step, &mut pair(), 1.0, head_only).unwrap_err();
     assert!(
         matches!(
             error,
@@ -82,16 +91,16 @@ fn an_adapter_that_nothing_depends_on_is_an_error() {
         "{error}"
     );
     // Without an adapter there is nothing to watch.
-    let mut step = TrainStep::new(AdamWOptions::default(), 1.0, false);
-    run(&mut step, &mut pair(), 1e-3, head_only).unwrap();
+    let mut step = adamw(1.0, false);
+    run(&mut step, &mut pair(), 1.0, head_only).unwrap();
 }
 
 #[test]
 fn an_adapter_may_rest_while_the_learning_rate_is_zero_and_has_to_move_after() {
-    let mut step = TrainStep::new(AdamWOptions::default(), 1.0, true);
+    let mut step = adamw(1.0, true);
     let mut model = pair();
     run(&mut step, &mut model, 0.0, through_adapter).unwrap();
-    let moved = run(&mut step, &mut model, 1e-3, through_adapter).unwrap();
+    let moved = run(&mut step, &mut model, 1.0, through_adapter).unwrap();
     assert!(moved.unmoved.is_empty());
     let values: Vec<f32> = model.b.to_data().try_to_vec().unwrap();
     assert!(values.iter().all(|value| *value != 0.0));
@@ -99,10 +108,10 @@ fn an_adapter_may_rest_while_the_learning_rate_is_zero_and_has_to_move_after() {
 
 #[test]
 fn a_loss_that_is_not_finite_changes_nothing() {
-    let mut step = TrainStep::new(AdamWOptions::default(), 1.0, false);
+    let mut step = adamw(1.0, false);
     let mut model = pair();
     let before: Vec<f32> = model.head.to_data().try_to_vec().unwrap();
-    let error = run(&mut step, &mut model, 1e-3, |model, _, _| {
+    let error = run(&mut step, &mut model, 1.0, |model, _, _| {
         Ok(model.head.clone().sum() * f32::INFINITY)
     });
     let error = error.unwrap_err();

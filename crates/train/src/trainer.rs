@@ -18,7 +18,7 @@ use crate::evaluation::Scoring;
 use crate::finish::{Finished, finish};
 use crate::observer::{Observer, Stage, StepProgress, StopFlag};
 use crate::opening::Opening;
-use crate::optimizer::{AdamWOptions, LearningRates};
+use crate::optimizer::LearningRates;
 use crate::recipe::{AdapterKind, Metric};
 use crate::run_folder::RunFolder;
 use crate::seed::derive;
@@ -93,17 +93,12 @@ pub fn train(
         &model_options(recipe, &checkpoint, task.classes.len(), fusion),
         &device,
     )?;
-    let adamw = AdamWOptions {
-        beta_1: recipe.train.beta_1,
-        beta_2: recipe.train.beta_2,
-        epsilon: recipe.train.epsilon,
-        weight_decay: recipe.train.weight_decay,
-    };
-    let mut train_step = TrainStep::new(
-        adamw,
-        recipe.train.max_grad_norm,
+    let mut train_step = TrainStep::from_recipe(
+        &recipe.train,
+        &mut model,
         recipe.adapter.kind == AdapterKind::Lora,
-    );
+    )?;
+    let peak = LearningRates::from_recipe(&recipe.train);
     let schedule = plan.schedule(recipe);
     if schedule.warmup_steps() >= plan.total_steps && plan.total_steps > 1 {
         observer.warning(&format!(
@@ -127,8 +122,13 @@ pub fn train(
         if found.state.data_hash != data_hash {
             return Err(TrainError::RunFolder { path: options.out.clone(), problem: "the cohort, its labels or the tokenizer changed since the run was started; start it anew with another --out".to_owned() });
         }
-        Checkpoints::restore(&found, &mut model, &mut train_step.optimizer, &device)?;
-        train_step.adapter_has_moved();
+        let kept = Checkpoints::restore(&found, &mut model, &device)?;
+        train_step
+            .restore(kept, &device)
+            .map_err(|problem| TrainError::Corrupt {
+                path: found.path.clone(),
+                problem,
+            })?;
         observer.resumed(&found.path, found.state.step);
         state = found.state;
         last_checkpoint = Some(found.path);
@@ -180,16 +180,18 @@ pub fn train(
         // An evaluation that is due, or that a signal cut off before the run was resumed.
         let due = state.step > 0
             && (state.step.is_multiple_of(recipe.evaluate.every_steps)
-                || state.step == plan.total_steps);
+                || state.step == plan.total_steps
+                || stop.pauses(state.step, false));
         if due && !tuning.is_empty() && state.evaluated_step != Some(state.step) && !stop.is_set() {
             let started = std::time::Instant::now();
             let device = model.device().clone();
+            let evaluated = train_step.evaluated(&model);
             let scored = meter.within(
                 Purpose::Evaluation,
                 || drop(device.sync()),
                 |meter| {
                     let started = std::time::Instant::now();
-                    let scored = scoring.score(&model, &data, &tuning, meter, observer, stop);
+                    let scored = scoring.score(&evaluated, &data, &tuning, meter, observer, stop);
                     meter.add_phase(Phase::Evaluation, started.elapsed().as_secs_f64());
                     scored
                 },
@@ -203,7 +205,7 @@ pub fn train(
                     .unwrap_or(f64::NAN);
                 let best = state.evaluated(watched, value, recipe.evaluate.patience);
                 if best {
-                    save_adapter(&model, &task, &recipe.model.id, &folder.adapter())?;
+                    save_adapter(&evaluated, &task, &recipe.model.id, &folder.adapter())?;
                 }
                 let line = EvaluationLine {
                     step: state.step,
@@ -236,9 +238,10 @@ pub fn train(
                 .checkpoint_every_steps
                 .unwrap_or(recipe.evaluate.every_steps),
         );
+        let paused = stop.pauses(state.step, done);
         let written = last_checkpoint.as_deref() == Some(checkpoints.path_of(state.step).as_path())
             && state.step < first_step;
-        if !written && (done || stop.is_set() || (regular && state.step >= first_step)) {
+        if !written && (done || paused || stop.is_set() || (regular && state.step >= first_step)) {
             synchronise(&device, "writing a checkpoint")?;
             record_device_memory(&mut meter, options.device, &device);
             meter.end();
@@ -251,19 +254,17 @@ pub fn train(
                     meter: meter.report(),
                 });
             }
-            let path = checkpoints.write(
-                &mut model,
-                &train_step.optimizer,
-                &saved,
-                |model, folder| fill_adapter(model, &task, &recipe.model.id, folder),
-            )?;
+            let evaluated = train_step.evaluated(&model);
+            let path = checkpoints.write(&mut model, &train_step.save(), &saved, |folder| {
+                fill_adapter(&evaluated, &task, &recipe.model.id, folder)
+            })?;
             observer.checkpoint(&path);
             last_checkpoint = Some(path);
         }
-        if done {
+        if done && !paused {
             break;
         }
-        if stop.is_set() {
+        if paused || stop.is_set() {
             return Ok(TrainOutcome::Stopped {
                 step: state.step,
                 checkpoint: checkpoints.path_of(state.step),
@@ -284,16 +285,6 @@ pub fn train(
             window = Some(purpose);
         }
         let factor = schedule.factor(state.step);
-        let head_rate = recipe
-            .train
-            .head_learning_rate
-            .unwrap_or(recipe.train.learning_rate);
-        let rates = LearningRates {
-            adapter: recipe.train.learning_rate * factor,
-            head: head_rate * factor,
-            encoder: recipe.train.encoder_learning_rate.unwrap_or(head_rate) * factor,
-            projector: recipe.train.projector_learning_rate.unwrap_or(head_rate) * factor,
-        };
         let Some(first) = meter.time(Phase::Data, || batches.next()) else {
             unreachable!("the plan has a batch for every step");
         };
@@ -331,7 +322,7 @@ pub fn train(
                 micro_batches,
                 forward,
                 supervised,
-                rates,
+                factor,
                 step,
                 &mut meter,
             )
@@ -356,8 +347,8 @@ pub fn train(
             epoch: plan.epochs(step),
             loss: result.loss,
             grad_norm: result.grad_norm,
-            learning_rate: rates.adapter,
-            head_learning_rate: rates.head,
+            learning_rate: peak.adapter * factor,
+            head_learning_rate: peak.head * factor,
             elapsed_s: reading.elapsed_s,
             data_s: reading.data_s,
             forward_s: reading.forward_s,
@@ -413,6 +404,7 @@ pub fn train(
         lines: &lines,
         scoring: &scoring,
     };
+    let mut model = train_step.evaluated(&model);
     match finish(&finished, &mut model, &mut meter, hashing, observer, stop)? {
         Some(report) => Ok(TrainOutcome::Finished(Box::new(report))),
         None => Ok(TrainOutcome::Stopped {

@@ -1,6 +1,7 @@
 //! Whole runs on a tiny cohort with tiny checkpoints.
 
 mod common;
+mod optimizers;
 
 use std::path::Path;
 use std::process::Command;

@@ -4,10 +4,13 @@
 //! every key and value, and names all that is wrong at once, with file and line.
 //! [`Recipe::to_toml`] writes it back with every default spelled out.
 
+mod edit;
 mod elsewhere;
 mod error;
+mod extends;
 pub(crate) mod modality;
 mod parse;
+mod schema;
 mod section;
 mod validate;
 
@@ -18,12 +21,14 @@ use calor_records::SynthOptions;
 use calor_sequence::SequenceOptions;
 use serde::{Deserialize, Serialize};
 
-pub use crate::schedule::ScheduleKind;
+pub use crate::optimizer::{MuonScale, OptimizerKind};
+pub use crate::schedule::{DecayShape, ScheduleKind};
 pub use error::{Place, Problem, RecipeError};
 pub use modality::{
     ImageSection, ModalitySection, OmicsGrouping, OmicsSection, SeriesSection, SpeechSection,
     WaveformSection,
 };
+pub use schema::json_schema;
 pub use section::{Key, KeyKind};
 
 use section::section;
@@ -36,6 +41,9 @@ section! {
     Recipe at "" {
         /// Version of the recipe's format: 1.
         schema: u32 = SCHEMA => Integer required;
+        /// Another recipe, relative to this file, whose keys count where this one does not give them: table by table, key by key. That one cannot extend a third. In a run's `recipe.toml` all keys stand, and this one does not.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        extends: Option<PathBuf> = None => Text;
         /// What the run is called: in the report and, unless `--out` is given, the run's folder.
         name: String = String::new() => Text required;
         /// The pretrained checkpoint.
@@ -286,9 +294,28 @@ section! {
         /// Peak learning rate of resamplers, projectors and the embeddings of soft tokens. Without it, the head's.
         #[serde(skip_serializing_if = "Option::is_none")]
         projector_learning_rate: Option<f64> = None => Number;
-        /// Decoupled weight decay of AdamW.
+        /// Learning rate and weight decay of some tensors: `[[train.groups]]` with `pattern`, a regular expression that is searched for in tensor names, `learning_rate` and `weight_decay`, one or both. The first group that matches counts.
+        groups: Vec<GroupSection> = Vec::new() => List;
+        /// `adamw`, `adamw_8bit` (moments in eight bits, as in bitsandbytes; tensors below 4,096 elements keep f32), `schedule_free_adamw` (its average takes the place of a schedule: `train.schedule.kind = "constant"`), `muon` (low-rank factors by Muon, the rest by AdamW) or `sgd`.
+        optimizer: OptimizerKind = OptimizerKind::AdamW => Text;
+        /// Weight decay: decoupled, but for `sgd`, where it is added to the gradient.
         weight_decay: f64 = 0.01 => Number;
-        /// AdamW's decay of the mean of the gradients.
+        /// Whether tensors of one dimension (biases, norms, single embeddings) are decayed as well.
+        decay_vectors: bool = true => Boolean;
+        /// Decay of the momentum of `sgd` (without it, 0.9) and of `muon`'s factors (without it, 0.95).
+        #[serde(skip_serializing_if = "Option::is_none")]
+        momentum: Option<f64> = None => Number;
+        /// Nesterov's momentum. Without it, `false` for `sgd` and `true` for `muon`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        nesterov: Option<bool> = None => Boolean;
+        /// What `muon` scales its updates with: `match_rms_adamw`, so that AdamW's learning rates are right, or `original`.
+        muon_scale: MuonScale = MuonScale::MatchRmsAdamw => Text;
+        /// Iterations of `muon`'s orthogonalisation.
+        newton_schulz_steps: usize = 5 => Integer;
+        /// Decay of an exponential moving average of all trained tensors, which is evaluated and saved in their place; 0.999 for runs of some thousand steps. Without it there is no average.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ema_decay: Option<f64> = None => Number;
+        /// AdamW's decay of the mean of the gradients; how near `schedule_free_adamw` takes gradients to its average.
         beta_1: f64 = 0.9 => Number;
         /// AdamW's decay of the mean of the squared gradients.
         beta_2: f64 = 0.999 => Number;
@@ -309,7 +336,7 @@ section! {
 section! {
     /// `train.schedule`: the learning rate over the steps.
     ScheduleSection at "train.schedule." {
-        /// `constant`, `linear` or `cosine`.
+        /// `constant`, `linear`, `cosine`, or `wsd` (warm-up, stable, decay).
         kind: ScheduleKind = ScheduleKind::Cosine => Text;
         /// Steps of the warm-up.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -317,7 +344,31 @@ section! {
         /// Steps of the warm-up as a share of all steps, rounded up. Not together with `warmup_steps`.
         #[serde(skip_serializing_if = "Option::is_none")]
         warmup_fraction: Option<f64> = None => Number;
+        /// Steps of the decay at the end of `wsd`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        decay_steps: Option<u64> = None => Integer;
+        /// Steps of `wsd`'s decay as a share of all steps, rounded up; 0.2 where neither is given. Not together with `decay_steps`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        decay_fraction: Option<f64> = None => Number;
+        /// How `wsd` decays: `linear`, `cosine` or `one_minus_sqrt`.
+        decay_shape: DecayShape = DecayShape::OneMinusSqrt => Text;
+        /// What is left of the learning rate at the end, as a share of its peak.
+        minimum_factor: f64 = 0.0 => Number;
     }
+}
+
+/// One of `[[train.groups]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupSection {
+    /// A regular expression that is searched for in tensor names.
+    pub pattern: String,
+    /// Peak learning rate. Without it, what the tensor has without the group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learning_rate: Option<f64>,
+    /// Weight decay. Without it, what the tensor has without the group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
 }
 
 section! {

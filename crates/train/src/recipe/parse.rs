@@ -1,12 +1,12 @@
 //! TOML in, TOML out, and `--set` between.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::{Key, KeyKind, Metric, Place, Problem, Recipe, RecipeError, keys};
+use super::extends::{Document, EXTENDS};
+use super::{Key, KeyKind, Metric, Place, Problem, Recipe, RecipeError, ScheduleKind, keys};
 
 impl Recipe {
     /// Reads the recipe at `path`, applies the `--set` assignments (`dotted.key=value`)
@@ -25,10 +25,7 @@ impl Recipe {
 
     /// As [`Recipe::load`], from `text`; `path` is what errors call it.
     pub fn parse(text: &str, path: &Path, set: &[String]) -> Result<Recipe, RecipeError> {
-        let reader = Reader {
-            path: path.to_owned(),
-            keys: keys(),
-        };
+        let reader = Reader::new(path);
         let mut recipe = reader
             .read(text, set)
             .map_err(|problems| RecipeError::Problems { problems })?;
@@ -58,6 +55,9 @@ impl Recipe {
         if train.schedule.warmup_steps.is_none() {
             train.schedule.warmup_fraction.get_or_insert(0.0);
         }
+        if train.schedule.kind == ScheduleKind::Wsd && train.schedule.decay_steps.is_none() {
+            train.schedule.decay_fraction.get_or_insert(0.2);
+        }
         self.evaluate
             .metric
             .get_or_insert(Metric::default_of(self.task.kind));
@@ -71,48 +71,27 @@ impl Recipe {
 /// Spans of a document's values by dotted path.
 type Spans = Vec<(String, Range<usize>)>;
 
-struct Reader {
-    path: PathBuf,
-    keys: Vec<Key>,
+/// Reads the file at `path`; a base is read by a reader of its own.
+pub(super) struct Reader {
+    pub path: PathBuf,
+    pub keys: Vec<Key>,
 }
 
 impl Reader {
-    fn read(&self, text: &str, set: &[String]) -> Result<Recipe, Vec<Problem>> {
-        let mut problems = Vec::new();
-        let document = DeTable::parse(text).map_err(|error| {
-            let line = error.span().map(|span| line_of(text, span.start));
-            vec![self.problem(
-                Place::File(self.path.clone(), line),
-                "",
-                error.message().to_owned(),
-                "",
-            )]
-        })?;
-        let mut spans = Spans::new();
-        let place =
-            |span: &Range<usize>| Place::File(self.path.clone(), Some(line_of(text, span.start)));
-        self.walk(document.get_ref(), "", &mut spans, &place, &mut problems);
-        if !problems.is_empty() {
-            return Err(problems);
+    pub fn new(path: &Path) -> Reader {
+        Reader {
+            path: path.to_owned(),
+            keys: keys(),
         }
-        let mut places: BTreeMap<String, Place> = spans
-            .iter()
-            .map(|(path, span)| (path.clone(), place(span)))
-            .collect();
-        if let Err(error) = toml::from_str::<Recipe>(text) {
-            let key = error.span().map_or("", |span| innermost(&spans, &span));
-            let place = match error.span() {
-                Some(span) => place(&span),
-                None => Place::File(self.path.clone(), None),
-            };
-            return Err(vec![self.type_problem(place, key, error.message())]);
-        }
+    }
 
-        let mut table: toml::Table = text.parse().expect("the text was read as TOML above");
+    fn read(&self, text: &str, set: &[String]) -> Result<Recipe, Vec<Problem>> {
+        let (mut table, mut places) = self.document(text)?.extended(self)?;
+        let mut problems = Vec::new();
         for assignment in set {
             match self.assign(&mut table, assignment) {
-                Ok(path) => {
-                    places.insert(path, Place::Set(assignment.clone()));
+                Ok((segments, _)) => {
+                    places.insert(segments.join("."), Place::Set(assignment.clone()));
                 }
                 Err(mut found) => problems.append(&mut found),
             }
@@ -151,6 +130,40 @@ impl Reader {
         }
     }
 
+    /// Reads one file: every key known, every value of its type.
+    pub(super) fn document(&self, text: &str) -> Result<Document, Vec<Problem>> {
+        let document = DeTable::parse(text).map_err(|error| {
+            let line = error.span().map(|span| line_of(text, span.start));
+            vec![self.problem(
+                Place::File(self.path.clone(), line),
+                "",
+                error.message().to_owned(),
+                "",
+            )]
+        })?;
+        let mut spans = Spans::new();
+        let mut problems = Vec::new();
+        let place =
+            |span: &Range<usize>| Place::File(self.path.clone(), Some(line_of(text, span.start)));
+        self.walk(document.get_ref(), "", &mut spans, &place, &mut problems);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        if let Err(error) = toml::from_str::<Recipe>(text) {
+            let key = error.span().map_or("", |span| innermost(&spans, &span));
+            let place = match error.span() {
+                Some(span) => place(&span),
+                None => Place::File(self.path.clone(), None),
+            };
+            return Err(vec![self.type_problem(place, key, error.message())]);
+        }
+        let places = spans.iter().map(|(path, span)| (path.clone(), place(span)));
+        Ok(Document {
+            places: places.collect(),
+            table: text.parse().expect("the text was read as TOML above"),
+        })
+    }
+
     /// Records the span of every value and names the keys that a recipe does not have.
     fn walk(
         &self,
@@ -183,8 +196,12 @@ impl Reader {
         }
     }
 
-    /// Applies `dotted.key=value`; gives the key's path.
-    fn assign(&self, table: &mut toml::Table, assignment: &str) -> Result<String, Vec<Problem>> {
+    /// Applies `dotted.key=value`; gives the key, segment by segment, and the value.
+    pub(super) fn assign(
+        &self,
+        table: &mut toml::Table,
+        assignment: &str,
+    ) -> Result<(Vec<String>, toml::Value), Vec<Problem>> {
         let place = Place::Set(assignment.to_owned());
         let Some((name, raw)) = assignment.split_once('=') else {
             return Err(vec![self.problem(
@@ -195,6 +212,14 @@ impl Reader {
             )]);
         };
         let (name, raw) = (name.trim(), raw.trim());
+        if name == EXTENDS {
+            return Err(vec![self.problem(
+                place,
+                name,
+                "`extends` cannot be set: it says where the other keys are read".to_owned(),
+                "write it into the recipe",
+            )]);
+        }
         let top = name.split_once('.').map_or(name, |(section, _)| section);
         let map_key = self
             .keys
@@ -261,29 +286,20 @@ impl Reader {
             }
             None => name.split('.').collect(),
         };
-        insert(&mut changed, &segments, value);
-        // One replaces the other: a command line cannot take a key away.
-        for (one, other) in [
-            ("warmup_steps", "warmup_fraction"),
-            ("warmup_fraction", "warmup_steps"),
-        ] {
-            if name == format!("train.schedule.{one}")
-                && let Some(schedule) = changed
-                    .get_mut("train")
-                    .and_then(|train| train.get_mut("schedule"))
-                    .and_then(toml::Value::as_table_mut)
-            {
-                schedule.remove(other);
-            }
+        insert(&mut changed, &segments, value.clone());
+        // A command line cannot take a key away.
+        if let Some(other) = replaced_by(name) {
+            remove(&mut changed, other);
         }
         if let Err(error) = toml::Value::Table(changed.clone()).try_into::<Recipe>() {
             return Err(vec![self.type_problem(place, name, error.message())]);
         }
         *table = changed;
-        Ok(name.to_owned())
+        let segments = segments.into_iter().map(str::to_owned).collect();
+        Ok((segments, value))
     }
 
-    fn problem(&self, place: Place, key: &str, message: String, hint: &str) -> Problem {
+    pub(super) fn problem(&self, place: Place, key: &str, message: String, hint: &str) -> Problem {
         Problem {
             place,
             key: key.to_owned(),
@@ -418,10 +434,35 @@ fn innermost<'a>(spans: &'a Spans, span: &Range<usize>) -> &'a str {
         .map_or("", |(path, _)| path.as_str())
 }
 
-fn lookup<'a>(table: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {
+pub(super) fn lookup<'a>(table: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {
     match path.split_once('.') {
         None => table.get(path),
         Some((section, rest)) => lookup(table.get(section)?.as_table()?, rest),
+    }
+}
+
+/// The key that a key replaces: a length is given in steps or as a share.
+pub(super) fn replaced_by(key: &str) -> Option<&'static str> {
+    match key {
+        "train.schedule.warmup_steps" => Some("train.schedule.warmup_fraction"),
+        "train.schedule.warmup_fraction" => Some("train.schedule.warmup_steps"),
+        "train.schedule.decay_steps" => Some("train.schedule.decay_fraction"),
+        "train.schedule.decay_fraction" => Some("train.schedule.decay_steps"),
+        _ => None,
+    }
+}
+
+/// Takes a key away, if it is there.
+pub(super) fn remove(table: &mut toml::Table, path: &str) {
+    match path.split_once('.') {
+        None => {
+            table.remove(path);
+        }
+        Some((section, rest)) => {
+            if let Some(inner) = table.get_mut(section).and_then(toml::Value::as_table_mut) {
+                remove(inner, rest);
+            }
+        }
     }
 }
 

@@ -87,6 +87,12 @@ fn every_key_is_documented_and_every_documented_key_exists() {
             "cohort.synth={}",
             "train.max_steps=1",
             "train.schedule.warmup_steps=2",
+            "train.schedule.kind=wsd",
+            "train.schedule.decay_steps=2",
+            "train.optimizer=sgd",
+            "train.momentum=0.5",
+            "train.nesterov=true",
+            "train.ema_decay=0.9",
             "energy.grid_intensity_g_per_kwh=100",
             "modality.image={}",
             "modality.waveform={}",
@@ -97,7 +103,9 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         ],
     )
     .unwrap();
+    recipe.extends = Some("base.toml".into());
     recipe.train.schedule.warmup_fraction = Some(0.5);
+    recipe.train.schedule.decay_fraction = Some(0.5);
     let table: toml::Table = recipe.to_toml("x").parse().unwrap();
     let mut found = Vec::new();
     fn collect(table: &toml::Table, prefix: &str, known: &[Key], found: &mut Vec<String>) {
