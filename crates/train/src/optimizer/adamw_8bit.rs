@@ -83,14 +83,14 @@ fn code_values(signed: bool) -> Vec<f32> {
     values
 }
 
-/// Bound `index` of `steps` equal steps from 0.1 to 1, in f32 from the nearer end, as PyTorch's
-/// `linspace` computes it.
+/// Bound `index` of `steps` equal steps from 0.1 to 1, in f32 from the nearer end with one rounding, as
+/// PyTorch's `linspace` computes it.
 fn bound(index: usize, steps: usize) -> f32 {
     let width = (1.0f32 - 0.1) / steps as f32;
     if index < steps.div_ceil(2) {
-        0.1 + width * index as f32
+        width.mul_add(index as f32, 0.1)
     } else {
-        1.0 - width * (steps - index) as f32
+        width.mul_add(-((steps - index) as f32), 1.0)
     }
 }
 
