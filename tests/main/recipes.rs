@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use calor_records::LabelValue;
+use calor_records::{Label, LabelValue, Labels, write_labels};
 use calor_train::recipe::{Recipe, TaskKind};
 use serde_json::Value;
 
-use crate::support::{Ended, Workplace, write_labelled_cohort};
+use crate::support::{Ended, Workplace};
 
 /// Where recipes have towers, and small ones in their place.
 const TOWERS: [(&str, &str); 2] = [
@@ -82,29 +82,65 @@ fn it_parses_and_is_the_same_after_writing_it_back() {
     }
 }
 
-/// A workplace with a small model and data of a recipe's shape, and the assignments that put them in
-/// place of its own.
+/// Where a recipe decodes files of another kind than the small cohort's, what decodes those.
+const DECODING: [(&str, &str); 2] = [
+    (
+        "spoken-digits",
+        "modality.speech.decode={ mel_bins = 6, max_seconds = 0.32, pad_to_max = true }",
+    ),
+    (
+        "depresjon",
+        "modality.waveform.decode={ rate_hz = 50.0, max_seconds = 2.0 }",
+    ),
+];
+
+/// A workplace with a small model and a small cohort that has items of every modality, and the
+/// assignments that put them in place of a recipe's own.
 fn small(path: &Path) -> (Workplace, Vec<String>) {
     let recipe = Recipe::load(path, &[]).expect("a recipe");
     let workplace = Workplace::new();
-    // A task of another kind has to say here what its data is.
-    let label = match recipe.task.kind {
-        TaskKind::Binary | TaskKind::Multilabel => LabelValue::Boolean,
-        TaskKind::Multiclass => |outcome| LabelValue::Integer(i64::from(outcome)),
-        TaskKind::Regression => |outcome| LabelValue::Float(f32::from(u8::from(outcome))),
-    };
-    // A synthetic cohort is made by the command itself.
-    let cohort = if recipe.cohort.synth.is_some() {
-        "cohort.synth.patients=60"
-    } else {
-        write_labelled_cohort(&workplace.path("data"), &recipe.task.labels.names(), label);
-        "cohort.path=data"
-    };
     for (place, fixture) in TOWERS {
         small_tower(&workplace.path(place), fixture);
     }
-    let set = ["model.id=model", cohort, "sequence.max_tokens=96"];
-    (workplace, set.map(str::to_owned).to_vec())
+    let mut set = vec!["model.id=model".to_owned()];
+    if recipe.cohort.synth.is_some() {
+        // Made by the command itself.
+        set.push("cohort.synth.patients=60".to_owned());
+    } else {
+        let made = ["cohort", "synth", "data", "--patients", "60"];
+        workplace.run(made).done();
+        relabel(&workplace.path("data"), &recipe);
+        set.push("cohort.path=data".to_owned());
+    }
+    set.push("sequence.max_tokens=96".to_owned());
+    let decoding = DECODING
+        .iter()
+        .filter(|(name, _)| path.file_stem().is_some_and(|stem| stem == *name));
+    set.extend(decoding.map(|(_, decode)| (*decode).to_owned()));
+    (workplace, set)
+}
+
+/// Writes the outcome of a synthetic cohort under a recipe's own labels.
+fn relabel(cohort: &Path, recipe: &Recipe) {
+    let outcome = Labels::read(&cohort.join("labels/outcome")).expect("labels");
+    // A task of another kind has to say here what its data is.
+    let value = |outcome: bool| match recipe.task.kind {
+        TaskKind::Binary | TaskKind::Multilabel => LabelValue::Boolean(outcome),
+        TaskKind::Multiclass => LabelValue::Integer(i64::from(outcome)),
+        TaskKind::Regression => LabelValue::Float(if outcome { 1.0 } else { 0.0 }),
+    };
+    let labels: Vec<Label> = outcome
+        .rows()
+        .iter()
+        .map(|label| Label {
+            value: value(label.value == LabelValue::Boolean(true)),
+            ..label.clone()
+        })
+        .collect();
+    for name in recipe.task.labels.names() {
+        let file = cohort.join("labels").join(name).join("0.parquet");
+        write_labels(&file, &labels).expect("labels");
+    }
 }
 
 fn run(workplace: &Workplace, verb: &str, path: &Path, set: &[String]) -> Ended {

@@ -344,11 +344,6 @@ pub fn write_checkpoint(folder: &Path) {
 /// A cohort in two shards. Who has the code `RISK` mostly has the outcome; a value rises with it;
 /// an event after the prediction time gives it away entirely, and must not be seen.
 pub fn write_cohort(folder: &Path, tasks: &[&str]) {
-    write_labelled_cohort(folder, tasks, LabelValue::Boolean);
-}
-
-/// As [`write_cohort`], with labels of another type.
-pub fn write_labelled_cohort(folder: &Path, tasks: &[&str], label: fn(bool) -> LabelValue) {
     let mut draws = Draws::new(2);
     let mut patients = Vec::new();
     let mut labels = Vec::new();
@@ -395,7 +390,7 @@ pub fn write_labelled_cohort(folder: &Path, tasks: &[&str], label: fn(bool) -> L
         labels.push(Label {
             subject_id,
             prediction_time_us: index,
-            value: label(outcome),
+            value: LabelValue::Boolean(outcome),
         });
         splits.push((
             subject_id,
