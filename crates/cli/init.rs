@@ -93,12 +93,17 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     eprintln!("{} is written.", path.display());
 
     let recipe = Recipe::load(&path, &[])?;
-    let cohort = &recipe.cohort;
-    if cohort.synth.is_none() && !cohort.path.exists() {
+    if !recipe.cohort.path.exists() {
+        let about = match recipe.cohort.synth {
+            Some(_) => "Its cohort is made when it is first checked or trained.".to_owned(),
+            None => format!(
+                "Its cohort is not there yet: {}\nThe comments at its top say where it comes from; \
+                 an editor or --set cohort.path=… names another.",
+                recipe.cohort.path.display()
+            ),
+        };
         eprintln!(
-            "Its keys are right. Its cohort is not there yet: {}\nThe comments at its top say where it comes from; \
-             --set cohort.path=… or an editor names another.\nThen: calor check {}",
-            cohort.path.display(),
+            "Its keys are right. {about}\nThen: calor check {}",
             path.display()
         );
         return Ok(Exit::Done);

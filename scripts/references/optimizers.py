@@ -8,6 +8,9 @@ Needs torch (2.9 or newer, for Muon), bitsandbytes and schedulefree; runs on the
 gradients are a formula that the tests repeat, so that they need not be stored.
 
 Muon's iteration is computed in bf16 by PyTorch. It is run twice: as it is, and with that cast left out.
+
+bitsandbytes finds codes in three ways: on GPUs and in its plain PyTorch path the nearest one; on a CPU
+through a table without room for the seven smallest values. The nearest one is what is stored.
 """
 
 import json
@@ -20,6 +23,7 @@ import numpy
 import schedulefree
 import torch
 from bitsandbytes import functional as bnb
+from bitsandbytes.backends.cpu import ops as bnb_cpu
 
 SHAPES = {"layer.lora_A.weight": [3, 5], "layer.lora_B.weight": [6, 3], "head": [4]}
 STEPS = 12
@@ -161,6 +165,30 @@ def ema(decay):
     return {"decay": decay, "averages": rows}
 
 
+PLAIN = torch._C.DispatchKeySet(torch._C.DispatchKey.CompositeExplicitAutograd)
+
+
+def quantised(values, code):
+    """Codes and the largest magnitude of each block, by bitsandbytes' plain PyTorch path."""
+    return torch.ops.bitsandbytes.quantize_blockwise.default.redispatch(PLAIN, values, code, 256)
+
+
+def restored(codes, largest, code):
+    return torch.ops.bitsandbytes.dequantize_blockwise.default.redispatch(
+        PLAIN, codes, largest, code, 256, torch.float32
+    )
+
+
+def quantise_into(values, code, largest_out, codes_out, _):
+    codes, largest = quantised(values, code)
+    codes_out.copy_(codes)
+    largest_out.copy_(largest)
+
+
+bnb_cpu._quant_blockwise_fp32_direct = quantise_into
+bnb_cpu._dequant_blockwise_fp32_direct = lambda codes, largest, code, _: restored(codes, largest, code)
+
+
 def adamw_8bit():
     parameter = torch.nn.Parameter(formula(7, LARGE))
     optimizer = bitsandbytes.optim.AdamW8bit([parameter], lr=1e-2, weight_decay=0.1)
@@ -179,13 +207,12 @@ def codes(signed):
     values = formula(3, 300, 7)
     if not signed:
         values = values.abs()
-    quantised, state = bnb.quantize_blockwise(values, code=code, blocksize=256)
-    restored = bnb.dequantize_blockwise(quantised, state)
+    codes, largest = quantised(values, code)
     return {
         "map": short(code),
-        "codes": quantised.tolist(),
-        "largest": short(state.absmax),
-        "restored": short(restored),
+        "codes": codes.tolist(),
+        "largest": short(largest),
+        "restored": short(restored(codes, largest, code)),
     }
 
 

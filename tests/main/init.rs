@@ -128,7 +128,7 @@ fn a_recipe_on_top_of_another_leaves_a_complete_one() {
     fs::write(workplace.path("recipe.toml"), broken).expect("the recipe");
     let ended = workplace.run(["check", "own.toml"]).with_status(2);
     assert!(
-        ended.stderr.contains("recipe.toml:20: `adapter.dropout`"),
+        ended.stderr.contains("recipe.toml:21: `adapter.dropout`"),
         "{}",
         ended.stderr
     );

@@ -360,31 +360,33 @@ mod tests {
 
     #[test]
     fn the_best_of_three_go_on_and_the_others_stay() {
-        let values: Vec<Option<f64>> = (0..9).map(|number| Some(f64::from(number))).collect();
+        let values = [0.5, 0.9, 0.1, 0.2, 0.3, 0.4, 0.95, 0.6, 0.7].map(Some);
         let (jobs, report) = play(&values, &[5, 15, 45], Metric::Auroc);
-        // Of each three the best so far goes on; the ninth is the best of all.
-        assert_eq!(
-            jobs,
-            [
-                (0, 0),
-                (1, 0),
-                (2, 0),
-                (2, 1),
-                (3, 0),
-                (4, 0),
-                (5, 0),
-                (5, 1),
-                (6, 0),
-                (7, 0),
-                (8, 0),
-                (8, 1),
-                (8, 2)
-            ]
-        );
-        assert_eq!(best_trial(&report), Some(8));
+        let expected = [
+            (0, 0),
+            (1, 0),
+            (2, 0),
+            // The best of three goes on,
+            (1, 1),
+            (3, 0),
+            (4, 0),
+            (5, 0),
+            // of six the second as well;
+            (0, 1),
+            (6, 0),
+            // this one is among the best two of seven, and then the best of three.
+            (6, 1),
+            (6, 2),
+            (7, 0),
+            (8, 0),
+            (8, 1),
+        ];
+        assert_eq!(jobs, expected);
+        assert_eq!(best_trial(&report), Some(6));
+        // Where less is better, the others go on.
         let (jobs, report) = play(&values, &[5, 15, 45], Metric::Rmse);
-        assert_eq!(best_trial(&report), Some(0));
-        assert!(jobs.contains(&(0, 1)) && !jobs.contains(&(8, 1)));
+        assert_eq!(best_trial(&report), Some(2));
+        assert!(jobs.contains(&(2, 2)) && !jobs.contains(&(6, 1)));
     }
 
     #[test]

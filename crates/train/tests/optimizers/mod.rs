@@ -21,7 +21,7 @@ const CASES: [(&str, &[&str]); 6] = [
         ],
     ),
     ("muon", &["train.optimizer=muon"]),
-    ("sgd", &["train.optimizer=sgd", "train.learning_rate=0.5"]),
+    ("sgd", &["train.optimizer=sgd", "train.learning_rate=0.03"]),
     ("ema", &["train.ema_decay=0.9"]),
     (
         "groups",
