@@ -119,7 +119,8 @@ fn end_of_table(text: &str, root: &DeTable<'_>, path: &[&str]) -> Option<usize> 
     });
     let own = |value: &DeValue<'_>, span: Range<usize>| match value {
         DeValue::Table(_) => text[span].starts_with('{'),
-        DeValue::Array(_) => text[span].starts_with('['),
+        // An array of tables has headers of its own.
+        DeValue::Array(_) => !text[span].starts_with("[["),
         _ => true,
     };
     let last = table
