@@ -454,28 +454,45 @@ impl Count<'_> {
     }
 
     /// What exists beside the kept tensors where the backward pass of a block begins: the gradient
-    /// of its output, that of the widest state, and copies for dropout.
+    /// of its output and that of the widest state, with copies for dropout; where all but some
+    /// positions are left out behind attention, attention's gradients.
     fn backward(&self, index: usize) -> u64 {
-        let block = &self.model.blocks[index];
+        let Block {
+            hidden,
+            query,
+            key,
+            intermediate: wide,
+            ..
+        } = self.model.blocks[index];
         let element = self.model.element();
-        let selected = self.selected(index);
-        let dropped = u64::from(self.model.dropout && block.ranks > 0);
-        let late = selected * (block.hidden + block.intermediate * (1 + dropped));
-        // Where few positions are selected, attention is the widest.
-        let early = self.shape.positions() * (block.hidden + 2 * block.query + 2 * block.key);
-        let early = match selected == self.shape.positions() {
-            true => 0,
-            false => early,
+        let (positions, selected) = (self.shape.positions(), self.selected(index));
+        let dropped = u64::from(self.model.dropout && self.model.blocks[index].ranks > 0);
+        let half_on_host = element < F32 && !self.plain();
+        let late = match half_on_host {
+            false => element * (hidden + wide * (1 + dropped)),
+            true => {
+                // Kernels widen what they read: the last product's operands, or the activation's
+                // states and gradients.
+                let product = F32 * (hidden + wide * (2 + dropped)) + element * (hidden + wide);
+                let states = if self.model.blocks[index].gated { 4 } else { 3 };
+                let activation = F32 * states * wide + element * hidden;
+                product.max(activation)
+            }
         };
-        let mut bytes = element * late.max(early);
+        let early = match half_on_host {
+            false => element * (hidden + 2 * query + 2 * key),
+            true => F32 * 4 * (query + key) + element * 2 * hidden,
+        };
+        let mut bytes = selected * late;
+        if selected < positions {
+            bytes = bytes.max(positions * early);
+        }
+        if half_on_host {
+            bytes += F32 * hidden * wide;
+        }
         if let PassDevice::Host { threads } = self.device {
             let seq = self.shape.seq as u64;
             bytes += threads as u64 * F32 * seq * 2 * (TILE + self.model.head_dim);
-            if element < F32 {
-                // The widened operands of the widest product.
-                bytes += F32 * selected * (block.hidden + 2 * block.intermediate);
-                bytes += F32 * block.hidden * block.intermediate;
-            }
         }
         bytes
     }

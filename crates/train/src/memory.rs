@@ -142,14 +142,13 @@ impl<'a> MemoryPlan<'a> {
         options: &'a ModelOptions,
         device: DeviceSpec,
         shape: PassShape,
-        device_memory: Option<Quantity>,
+        device_memory: Quantity,
     ) -> Result<MemoryPlan<'a>, TrainError> {
         let proc_root = Path::new("/proc");
         let process = resident_host_memory(proc_root).value().unwrap_or(0.0);
         let available = match device.is_asynchronous() {
             false => host_memory_limit(proc_root, Path::new("/sys/fs/cgroup")),
-            true => device_memory
-                .unwrap_or_else(|| Quantity::unavailable("the device does not tell its memory")),
+            true => device_memory,
         };
         Ok(MemoryPlan {
             recipe,
@@ -266,18 +265,16 @@ impl<'a> MemoryPlan<'a> {
         components
     }
 
-    /// The largest micro-batch that fits without and with recomputation, in the recipe's type and,
-    /// where that is not enough, in a narrower one.
+    /// The largest micro-batch that fits without and with recomputation, with the weights as the
+    /// recipe stores them and as it might.
     fn proposals(&self) -> Result<Vec<Proposal>, TrainError> {
         let mut proposals = Vec::new();
-        for dtype in [self.recipe.model.dtype, Dtype::Bf16] {
-            if dtype != self.recipe.model.dtype && self.recipe.model.dtype != Dtype::F32 {
-                continue;
-            }
-            let mut options = self.options.clone();
-            options.dtype = float_dtype(dtype);
+        for (stored, options) in self.storages() {
             let model = MemoryModel::new(self.checkpoint, &options)?;
-            for blocks in [RecomputedBlocks::None, RecomputedBlocks::All] {
+            for (blocks, name) in [
+                (RecomputedBlocks::None, "none"),
+                (RecomputedBlocks::All, "all"),
+            ] {
                 let recompute = Recompute {
                     blocks,
                     offload: self.recipe.train.offload && blocks == RecomputedBlocks::All,
@@ -289,23 +286,30 @@ impl<'a> MemoryPlan<'a> {
                 if micro_batch != self.recipe.train.micro_batch {
                     set.push(format!("train.micro_batch={micro_batch}"));
                 }
-                let wanted = match blocks {
-                    RecomputedBlocks::None => "none",
-                    _ => "all",
-                };
                 if self.recipe.train.recompute() != Some(recompute) {
-                    set.push(format!("train.recompute={wanted}"));
+                    set.push(format!("train.recompute={name}"));
                 }
                 if self.recipe.train.offload != recompute.offload {
                     set.push(format!("train.offload={}", recompute.offload));
                 }
-                if dtype != self.recipe.model.dtype {
-                    set.push(format!("model.dtype={}", dtype_name(dtype)));
-                }
+                set.extend(stored.clone());
                 proposals.push(Proposal { set, peak_bytes });
             }
         }
         Ok(proposals)
+    }
+
+    /// How the frozen weights may be stored, the recipe's own way first: what to set, and the
+    /// options with it.
+    fn storages(&self) -> Vec<(Option<String>, ModelOptions)> {
+        let mut storages = vec![(None, self.options.clone())];
+        if self.recipe.model.dtype == Dtype::F32 {
+            let mut options = self.options.clone();
+            options.dtype = float_dtype(Dtype::Bf16);
+            let set = format!("model.dtype={}", dtype_name(Dtype::Bf16));
+            storages.push((Some(set), options));
+        }
+        storages
     }
 
     /// The most rows that fit, up to the recipe's, and the peak with them.
@@ -348,8 +352,9 @@ mod tests {
             seq: 4096,
             samples: 8,
         };
+        let none = Quantity::unavailable("the device is the host");
         let mut plan =
-            MemoryPlan::new(&recipe, &checkpoint, &options, DeviceSpec::Cpu, shape, None).unwrap();
+            MemoryPlan::new(&recipe, &checkpoint, &options, DeviceSpec::Cpu, shape, none).unwrap();
         plan.process_bytes = 0;
         plan.available = Quantity::measured(available_bytes, "the test");
         use_it(&plan)
