@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use calor_meter::EnergyOptions;
-use calor_model::LoraOptions;
+use calor_model::{LoraOptions, Recompute, RecomputedBlocks};
 use calor_train::recipe::Dtype;
 use calor_train::{BenchTask, StepBenchOptions, StepBenchReport, step_bench};
 use clap::ValueEnum;
@@ -69,6 +69,13 @@ pub struct Step {
     /// Type of the frozen weights and of the activations
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     dtype: Precision,
+    /// Blocks that are run again in the backward pass to keep less in memory: none, all, or a number
+    /// n for the first and every n-th after it
+    #[arg(long, value_name = "BLOCKS", default_value = "none", value_parser = recomputed_blocks)]
+    recompute: RecomputedBlocks,
+    /// Keeps the inputs of those blocks in the host's memory
+    #[arg(long)]
+    offload: bool,
     #[command(flatten)]
     device: DeviceArgument,
     /// Prints JSON
@@ -90,6 +97,17 @@ enum Precision {
     F32,
     Bf16,
     F16,
+}
+
+fn recomputed_blocks(text: &str) -> Result<RecomputedBlocks, String> {
+    match text {
+        "none" => Ok(RecomputedBlocks::None),
+        "all" => Ok(RecomputedBlocks::All),
+        number => match number.parse() {
+            Ok(step @ 1..) => Ok(RecomputedBlocks::Every(step)),
+            _ => Err("is none of `none`, `all` and the whole numbers from 1".to_owned()),
+        },
+    }
 }
 
 /// Runs the steps and prints what they took.
@@ -131,6 +149,10 @@ pub fn run(verb: &Verb) -> Result<Exit, Failure> {
             Precision::F32 => Dtype::F32,
             Precision::Bf16 => Dtype::Bf16,
             Precision::F16 => Dtype::F16,
+        },
+        recompute: Recompute {
+            blocks: step.recompute,
+            offload: step.offload,
         },
         energy: EnergyOptions::default(),
     };

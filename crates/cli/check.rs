@@ -15,7 +15,8 @@ use crate::train::RecipeArguments;
 #[derive(clap::Args)]
 #[command(
     after_help = "Opens the cohort and the checkpoint, prepares the sequences (they are kept for the run) and tries the \
-                  step that needs the most memory. Writes nothing but the cache."
+                  step that needs the most memory; a recipe that will not fit is refused before, with what would. \
+                  Writes nothing but the cache."
 )]
 pub struct Arguments {
     #[command(flatten)]
@@ -172,9 +173,27 @@ fn show(report: &CheckReport) -> String {
             trial.seq,
             seconds(trial.elapsed_s),
             number(trial.loss),
-            number(trial.grad_norm)
+            trial.grad_norm.map_or("beyond f16".to_owned(), number)
         ),
     ]);
+    let predicted = &report.memory;
+    let mut memory = Table::new(&[("memory at the peak", Align::Left), ("", Align::Right)]);
+    for part in &predicted.components {
+        memory.row([part.name.to_owned(), bytes(part.bytes)]);
+    }
+    memory.row(["predicted".to_owned(), bytes(predicted.peak_bytes)]);
+    if let Some(available) = predicted.available_bytes.value() {
+        memory.row(["there is".to_owned(), bytes(available as u64)]);
+    }
+    if predicted.recomputed_blocks > 0 {
+        table.row([
+            "recomputed".to_owned(),
+            format!(
+                "{} of {} blocks",
+                predicted.recomputed_blocks, predicted.blocks
+            ),
+        ]);
+    }
     for (name, quantity) in [
         ("memory", &trial.host_peak_bytes),
         ("device memory", &trial.device_peak_bytes),
@@ -187,10 +206,11 @@ fn show(report: &CheckReport) -> String {
         }
     }
     let mut text = format!(
-        "{}\n\n{}\n{}\n",
+        "{}\n\n{}\n{}\n{}\n",
         report.name,
         splits.render(),
-        table.render()
+        table.render(),
+        memory.render()
     );
     for warning in &report.warnings {
         text.push_str(&format!("warning: {warning}\n"));

@@ -129,6 +129,7 @@ impl Observer for Progress {
             Stage::Prepare => "Preparing sequences",
             Stage::Load => "Loading weights",
             Stage::Idle => "Watching the machine at rest",
+            Stage::Preflight => "Trying a step, an evaluation and a checkpoint",
             Stage::Train => "Training",
             Stage::Evaluate => "Evaluating",
             Stage::Report => "Computing metrics and intervals",

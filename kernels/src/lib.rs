@@ -17,13 +17,15 @@ mod cpu;
 mod cross_entropy;
 mod lora_linear;
 mod normalization;
+mod recompute;
 mod rotary;
 
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use attention::{AttentionOptions, attention};
-pub use cross_entropy::{IGNORED_TARGET, linear_cross_entropy};
+pub use cross_entropy::{IGNORED_TARGET, fuses_cross_entropy, linear_cross_entropy};
 pub use lora_linear::{Lora, dropout_keeps, lora_linear};
 pub use normalization::{layer_norm, rms_norm};
+pub use recompute::{AnyTensor, KeptOn, Segment, SegmentGradients, Wanted, recompute};
 pub use rotary::rotary;
 
 /// The plain versions, for tests and for measuring what a kernel gains.
@@ -38,11 +40,13 @@ pub mod reference {
 
 use burn::tensor::{DType, Tensor};
 
-/// Whether the hand-written CPU kernels serve this tensor: Flex device, f32.
+/// Whether the hand-written CPU kernels serve this tensor: Flex device; f32, or bf16 and f16, which
+/// they store and compute in f32.
 fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> bool {
     #[cfg(feature = "cpu")]
     {
-        tensor.dtype() == DType::F32 && cpu::is_flex(&tensor.device())
+        matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16)
+            && cpu::is_flex(&tensor.device())
     }
     #[cfg(not(feature = "cpu"))]
     {

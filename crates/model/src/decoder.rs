@@ -10,6 +10,7 @@ use crate::error::ModelError;
 use crate::mlp::GatedMlp;
 use crate::norm::RmsNorm;
 use crate::parameter::{Parameter, Visit};
+use crate::recompute::Block;
 use crate::rope::{Angles, Rope};
 use crate::run::Run;
 
@@ -57,9 +58,8 @@ impl Decoder {
         let angles = self
             .rope
             .angles(positions, hidden.dtype(), &hidden.device());
-        let last = self.layers.len().saturating_sub(1);
         for (index, layer) in self.layers.iter().enumerate() {
-            hidden = layer.forward(hidden, &angles, &run.layer(index == last));
+            hidden = run.block(layer, index, self.layers.len(), hidden, &angles);
         }
         self.norm.forward(hidden)
     }
@@ -67,10 +67,7 @@ impl Decoder {
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
         visitor.visit(&mut self.embedding);
         for layer in &mut self.layers {
-            layer.attention.visit(visitor);
-            layer.mlp.visit(visitor);
-            layer.input_norm.visit(visitor);
-            layer.middle_norm.visit(visitor);
+            layer.visit(visitor);
         }
         self.norm.visit(visitor);
     }
@@ -117,6 +114,10 @@ impl Layer {
             middle_norm: builder.rms_norm(&at("post_attention_layernorm"), epsilon)?,
         })
     }
+}
+
+impl Block for Layer {
+    type Context = Angles;
 
     fn forward(&self, input: Tensor<3>, angles: &Angles, run: &Run) -> Tensor<3> {
         let normed = self.input_norm.forward(input.clone());
@@ -124,5 +125,12 @@ impl Layer {
         let hidden = run.select(input) + attended;
         let normed = self.middle_norm.forward(hidden.clone());
         hidden + self.mlp.forward(normed, run.mode)
+    }
+
+    fn visit<V: Visit>(&mut self, visitor: &mut V) {
+        self.attention.visit(visitor);
+        self.mlp.visit(visitor);
+        self.input_norm.visit(visitor);
+        self.middle_norm.visit(visitor);
     }
 }

@@ -12,6 +12,7 @@ use crate::linear::Linear;
 use crate::mlp::Mlp;
 use crate::norm::LayerNorm;
 use crate::parameter::{Parameter, Visit};
+use crate::recompute::Block;
 use crate::run::{Mode, Run};
 
 #[derive(Debug, Clone)]
@@ -83,9 +84,8 @@ impl Encoder {
             .reshape([1, 1, hidden]);
         let sum = words + first_type + positions.reshape([batch, seq, hidden]);
         let mut states = self.norm.forward(sum);
-        let last = self.layers.len().saturating_sub(1);
         for (index, layer) in self.layers.iter().enumerate() {
-            states = layer.forward(states, &run.layer(index == last));
+            states = run.block(layer, index, self.layers.len(), states, &());
         }
         states
     }
@@ -104,10 +104,7 @@ impl Encoder {
         visitor.visit(&mut self.types);
         self.norm.visit(visitor);
         for layer in &mut self.layers {
-            layer.attention.visit(visitor);
-            layer.attention_norm.visit(visitor);
-            layer.mlp.visit(visitor);
-            layer.output_norm.visit(visitor);
+            layer.visit(visitor);
         }
         if let Some(pooler) = &mut self.pooler {
             pooler.visit(visitor);
@@ -151,11 +148,22 @@ impl Layer {
             output_norm: norm("output.LayerNorm")?,
         })
     }
+}
 
-    fn forward(&self, input: Tensor<3>, run: &Run) -> Tensor<3> {
+impl Block for Layer {
+    type Context = ();
+
+    fn forward(&self, input: Tensor<3>, _: &(), run: &Run) -> Tensor<3> {
         let attended = self.attention.forward(input.clone(), None, run);
         let hidden = self.attention_norm.forward(run.select(input) + attended);
         let wide = self.mlp.forward(hidden.clone(), run.mode);
         self.output_norm.forward(hidden + wide)
+    }
+
+    fn visit<V: Visit>(&mut self, visitor: &mut V) {
+        self.attention.visit(visitor);
+        self.attention_norm.visit(visitor);
+        self.mlp.visit(visitor);
+        self.output_norm.visit(visitor);
     }
 }

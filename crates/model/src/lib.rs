@@ -32,12 +32,15 @@ mod lora;
 pub mod loss;
 mod mapped;
 mod matching;
+mod memory;
 mod mlp;
 mod model;
 mod norm;
+mod output_loss;
 mod parameter;
 pub mod parity;
 mod random;
+mod recompute;
 mod rope;
 mod run;
 mod start;
@@ -57,8 +60,10 @@ pub use fusion::{
 pub use head::{HeadOptions, Pooling, Problem};
 pub use lora::{LoraOptions, Targets};
 pub use matching::{Patterned, Patterns};
+pub use memory::{MemoryModel, PassDevice, PassShape, TrainingMemory};
 pub use model::{Model, ModelOptions, ModelSize};
 pub use parameter::{ParameterGroup, ParameterVisitor};
+pub use recompute::{Recompute, RecomputedBlocks};
 pub use run::{Mode, ModelInput, SampleSpan, shifted_targets};
 pub use towers::{
     ItemShape, Tower, TowerCheckpoint, TowerConfig, TowerInput, TowerOptions, TowerType,

@@ -38,8 +38,8 @@ impl Linear {
     pub fn forward_with(&self, input: Tensor<3>, weight: &Parameter<2>, mode: Mode) -> Tensor<3> {
         let dtype = input.dtype();
         let lora = self.lora.as_ref().map(|pair| Lora {
-            a: pair.a.matching(dtype),
-            b: pair.b.matching(dtype),
+            a: pair.a.tensor.clone(),
+            b: pair.b.tensor.clone(),
             scaling: pair.scaling,
             dropout: match mode {
                 Mode::Train { .. } => pair.dropout,

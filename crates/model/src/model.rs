@@ -16,9 +16,11 @@ use crate::error::ModelError;
 use crate::fusion::{self, Fusion, FusionOptions};
 use crate::head::{self, Classifier, Head, HeadOptions, Pooling};
 use crate::lora::{LoraOptions, Plan};
+use crate::output_loss::chunked_cross_entropy;
 use crate::parameter::{
     Parameter, ParameterGroup, ParameterKind, ParameterVisitor, Visit, peft_key,
 };
+use crate::recompute::Recompute;
 use crate::run::{Mode, ModelInput, Run, Selection, mean_over_samples};
 
 /// How a checkpoint becomes a model.
@@ -65,6 +67,7 @@ pub struct Model {
     backbone: Backbone,
     pub(crate) fusion: Option<Fusion>,
     pub(crate) head: Head,
+    recompute: Recompute,
     device: Device,
 }
 
@@ -231,6 +234,7 @@ impl Model {
             backbone,
             fusion,
             head,
+            recompute: Recompute::default(),
             device,
         })
     }
@@ -298,6 +302,7 @@ impl Model {
             masking,
             selection,
             replacement: replacement.as_ref(),
+            recompute: matches!(mode, Mode::Train { .. }).then_some(&self.recompute),
         })
     }
 
@@ -334,13 +339,10 @@ impl Model {
     ) -> Tensor<1> {
         let [batch, seq, width] = hidden.dims();
         let (linear, weight) = self.output_layer();
-        if linear.lora.is_some() {
-            // A pair on the output layer: its logits have to exist once.
-            let logits = linear.forward_with(hidden, weight, mode).cast(DType::F32);
-            let vocab = logits.dims()[2];
-            return crate::loss::token_cross_entropy(logits.reshape([batch * seq, vocab]), targets);
-        }
         let hidden = hidden.reshape([batch * seq, width]);
+        if linear.lora.is_some() || !calor_kernels::fuses_cross_entropy(&hidden) {
+            return chunked_cross_entropy(linear, weight, hidden, targets, mode);
+        }
         let weight = weight.matching(hidden.dtype());
         calor_kernels::linear_cross_entropy(hidden, weight, targets)
     }
@@ -416,6 +418,31 @@ impl Model {
     /// What the checkpoint's `config.json` says.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Chooses the blocks that training runs a second time in the backward pass, to keep less in
+    /// memory; none at first. Nothing that is computed changes.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
+        self.recompute = recompute;
+    }
+
+    /// The blocks that training runs a second time.
+    pub fn recompute(&self) -> Recompute {
+        self.recompute
+    }
+
+    /// Share of the forward pass's operations on weights that the backward pass does again.
+    pub fn recomputed_share(&self) -> f64 {
+        let layers = self.config.layers;
+        let size = self.size();
+        let output = match &self.head {
+            Head::CausalLm { .. } => (self.config.vocab * self.config.hidden) as u64,
+            _ => 0,
+        };
+        let all = size.base_parameters + size.adapter_parameters + size.head_parameters;
+        let blocks = (size.base_parameters + size.adapter_parameters).saturating_sub(output);
+        self.recompute.blocks.count(layers) as f64 / layers.max(1) as f64 * blocks as f64
+            / all.max(1) as f64
     }
 
     /// Where the tensors are; without autodiff.
@@ -521,7 +548,7 @@ impl Backbone {
 
 /// The modules an adapter may target when it is made. An encoder without a head never runs its
 /// pooler, so a pair on it would never be trained.
-fn reachable(modules: &[ModuleSpec], options: &ModelOptions) -> Vec<ModuleSpec> {
+pub(crate) fn reachable(modules: &[ModuleSpec], options: &ModelOptions) -> Vec<ModuleSpec> {
     let unused = options.head.pooling() == Some(Pooling::Mean) || options.head == HeadOptions::None;
     modules
         .iter()

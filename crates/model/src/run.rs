@@ -6,6 +6,7 @@ use crate::attention::Masking;
 use crate::fusion::{Replacement, SoftInput};
 use crate::head::Pooling;
 use crate::parameter::Parameter;
+use crate::recompute::Recompute;
 use crate::weights::integer_tensor;
 
 /// One micro-batch on the device.
@@ -57,6 +58,8 @@ pub(crate) struct Run<'a> {
     pub masking: Masking,
     pub selection: Option<&'a Selection>,
     pub replacement: Option<&'a Replacement>,
+    /// What the backward pass runs again; none outside training.
+    pub recompute: Option<&'a Recompute>,
 }
 
 impl<'a> Run<'a> {
@@ -105,6 +108,7 @@ impl<'a> Run<'a> {
 }
 
 /// One token a sample.
+#[derive(Debug, Clone)]
 pub(crate) struct Selection {
     /// Places in `[batch · seq]`.
     places: Tensor<1, Int>,

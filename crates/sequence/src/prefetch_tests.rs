@@ -63,10 +63,14 @@ fn batches_come_in_the_order_of_the_plan() {
         }
     }
     assert!(expected.len() > plan.steps());
-    let steps = (2..plan.steps()).map(move |index| plan.step(index));
-    let prefetcher = Prefetcher::new(prepared, items(), steps, 0, 8, 3).unwrap();
-    let found: Vec<_> = prefetcher.map(Result::unwrap).collect();
-    assert_eq!(found, expected);
+    // However many wait for the consumer, and however fast it is.
+    for depth in [1, 3, 100] {
+        let plan = plan.clone();
+        let steps = (2..plan.steps()).map(move |index| plan.step(index));
+        let prefetcher = Prefetcher::new(prepared.clone(), items(), steps, 0, 8, depth).unwrap();
+        let found: Vec<_> = prefetcher.map(Result::unwrap).collect();
+        assert_eq!(found, expected, "{depth} ahead");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 use calor_meter::{Counts, EnergyOptions, Meter, MeterReport, Purpose, Quantity};
 use calor_model::{
     Checkpoint, HeadOptions, LoraOptions, Mode, Model, ModelInput, ModelOptions, Pooling, Problem,
-    SampleSpan, loss,
+    Recompute, SampleSpan, loss,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype as FileDtype;
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
 use crate::device::{DeviceSpec, describe, synchronise};
+use crate::loss_scale::LossScale;
 use crate::optimizer::{OptimizerOptions, TensorRules};
 use crate::recipe::Dtype;
 use crate::seed::derive;
@@ -67,6 +68,8 @@ pub struct StepBenchOptions {
     pub device: DeviceSpec,
     /// Type of the frozen weights.
     pub dtype: Dtype,
+    /// Blocks that are run again in the backward pass.
+    pub recompute: Recompute,
     /// How energy is measured.
     pub energy: EnergyOptions,
 }
@@ -139,6 +142,7 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
             Model::load(&checkpoint, &options, &device)?
         }
     };
+    model.set_recompute(options.recompute);
     let vocab = checkpoint.config().vocab_size();
     let batch = match &options.data {
         Some(path) => Batch::read(path, options.task, vocab)?,
@@ -170,6 +174,7 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
         options.max_grad_norm,
         true,
     );
+    step.loss_scale = (options.dtype == Dtype::F16).then(LossScale::default);
     let mut report = Found::default();
     for number in 1..=options.warmup + options.steps {
         let timed = number > options.warmup;
@@ -206,7 +211,9 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
         synchronise(&device, "benchmarking")?;
         meter.finish_step();
         report.losses.push(result.loss);
-        report.gradient_norms.push(result.grad_norm);
+        report
+            .gradient_norms
+            .push(result.grad_norm.unwrap_or(f64::NAN));
         if timed {
             report.step_s.push(started.elapsed().as_secs_f64());
         }

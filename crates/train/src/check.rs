@@ -3,22 +3,22 @@
 use std::collections::BTreeMap;
 
 use calor_meter::{Meter, Purpose, Quantity};
-use calor_model::{Mode, Model, ModelSize};
+use calor_model::{Model, ModelSize};
 use calor_records::Split;
-use calor_sequence::{PrefetchedBatch, PrepareReport, Step, collate};
+use calor_sequence::{PrefetchedBatch, PrepareReport};
 use serde::Serialize;
 
 use crate::TrainError;
 use crate::artifacts::report::SplitCounts;
-use crate::data::Data;
 use crate::device::{describe, synchronise};
+use crate::loss_scale::LossScale;
+use crate::memory::{MemoryPlan, MemoryPrediction};
 use crate::observer::{Observer, Stage};
 use crate::opening::Opening;
-use crate::plan::RunPlan;
-use crate::recipe::AdapterKind;
+use crate::preflight::{largest_micro_batch, shape_of, training_loss};
+use crate::recipe::{AdapterKind, Dtype};
 use crate::session::{RunOptions, model_options, open_device, record_device_memory};
 use crate::step::TrainStep;
-use crate::upload;
 
 /// What a recipe would do, tried in part.
 #[derive(Clone, Debug, Serialize)]
@@ -43,6 +43,8 @@ pub struct CheckReport {
     pub steps_per_epoch: u64,
     /// Optimizer steps of the run.
     pub total_steps: u64,
+    /// The peak memory by component, predicted.
+    pub memory: MemoryPrediction,
     /// The step that needs the most memory, tried once.
     pub trial: Trial,
     /// What a person should know.
@@ -60,8 +62,8 @@ pub struct Trial {
     pub elapsed_s: f64,
     /// The loss, of an untrained head.
     pub loss: f64,
-    /// Norm of the gradients.
-    pub grad_norm: f64,
+    /// Norm of the gradients; none where they overflow at the first loss scale of f16.
+    pub grad_norm: Option<f64>,
     /// Peak memory of the process.
     pub host_peak_bytes: Quantity,
     /// Peak memory of the device, where it has its own.
@@ -86,19 +88,32 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
         fusion,
     } = Opening::new(options, observer)?;
 
-    observer.stage(Stage::Load);
+    // Refused before a weight is read.
     let options_of_model = model_options(recipe, &checkpoint, task.classes.len(), fusion);
+    let mut meter = Meter::open(&recipe.energy, &options.device.metered(&device))
+        .map_err(|error| TrainError::Meter(Box::new(error)))?;
+    let largest = largest_micro_batch(&plan, &data, options.device.seq_multiple())?;
+    let memory_plan = MemoryPlan::new(
+        recipe,
+        &checkpoint,
+        &options_of_model,
+        options.device,
+        shape_of(&largest),
+        meter.report().memory.device_total_bytes,
+    )?;
+    let predicted = memory_plan.predict()?;
+    predicted.check()?;
+
+    observer.stage(Stage::Load);
     let mut model = Model::load(&checkpoint, &options_of_model, &device)?;
     if let Some(prior) = prior {
         model.start_from(&prior);
     }
+    model.set_recompute(memory_plan.recompute());
     let model_size = model.size();
     let adapted_modules = model.lora_modules().len();
 
     observer.stage(Stage::Train);
-    let mut meter = Meter::open(&recipe.energy, &options.device.metered(&device))
-        .map_err(|error| TrainError::Meter(Box::new(error)))?;
-    let largest = largest_micro_batch(&plan, &data, options.device.seq_multiple())?;
     let (rows, seq) = (largest.batch.rows, largest.batch.seq);
     let supervised = largest.batch.supervised_count.max(1) as f64;
     let mut step = TrainStep::from_recipe(
@@ -106,6 +121,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
         &mut model,
         recipe.adapter.kind == AdapterKind::Lora,
     )?;
+    step.loss_scale = (recipe.model.dtype == Dtype::F16).then(LossScale::default);
     synchronise(&device, "trying a step")?;
     meter.begin(Purpose::WarmUp);
     let started = std::time::Instant::now();
@@ -113,14 +129,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
         &mut model,
         std::iter::once(largest),
         |model: &Model, batch: PrefetchedBatch, _: &mut Meter| {
-            let input = upload::input(
-                &batch.batch,
-                model.options().fusion.as_ref(),
-                |_| false,
-                &device,
-            )?;
-            let outputs = model.forward(&input, Mode::Train { dropout_seed: 0 });
-            Ok(objective.loss(outputs, &batch.batch.targets, &device))
+            training_loss(model, &batch, &objective, &device)
         },
         supervised,
         1.0,
@@ -162,6 +171,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
         optimizer_bytes: step.state_bytes(),
         steps_per_epoch: plan.steps_per_epoch,
         total_steps: plan.total_steps,
+        memory: predicted,
         trial: Trial {
             rows,
             seq,
@@ -172,37 +182,5 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
             device_peak_bytes: memory.device_peak_bytes,
         },
         warnings,
-    })
-}
-
-/// The micro-batch of the first epoch with the most positions, padding included.
-fn largest_micro_batch(
-    plan: &RunPlan,
-    data: &Data,
-    seq_multiple: usize,
-) -> Result<PrefetchedBatch, TrainError> {
-    let row_length = |row: &Vec<u32>| -> usize {
-        let lengths = row
-            .iter()
-            .map(|sample| data.prepared.length(*sample as usize));
-        lengths.sum()
-    };
-    let positions = |rows: &[Vec<u32>]| {
-        let longest = rows.iter().map(row_length).max().unwrap_or(0);
-        rows.len() * longest
-    };
-    let steps = plan.steps_from(0).take(plan.steps_per_epoch as usize);
-    let largest = steps
-        .flat_map(|step: Step| step.micro_batches)
-        .max_by_key(|micro| positions(&micro.rows))
-        .expect("a plan has a step, and a step a micro-batch");
-    let mut batch = collate(&data.prepared, &largest, data.pad_id, seq_multiple);
-    data.items.fill(&mut batch)?;
-    Ok(PrefetchedBatch {
-        step: 0,
-        micro: 0,
-        micro_count: 1,
-        step_supervised_count: batch.supervised_count,
-        batch,
     })
 }

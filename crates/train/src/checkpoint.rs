@@ -24,6 +24,7 @@ use crate::files::{
     files_below, hash_file, read_json, recover_folder, remove, write_folder, write_json,
     write_whole,
 };
+use crate::loss_scale::LossScale;
 use crate::optimizer::{Parameters, SavedPart, SavedState};
 use crate::recipe::Metric;
 
@@ -51,6 +52,9 @@ pub struct TrainerState {
     pub evaluated_step: Option<u64>,
     /// Whether the patience has run out.
     pub stopped_early: bool,
+    /// The factor of the loss; f16 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// Optimizer steps of each process that worked on the run before, oldest first.
     pub earlier_sessions: Vec<Session>,
 }
@@ -65,6 +69,7 @@ impl TrainerState {
             evaluations_without_improvement: 0,
             evaluated_step: None,
             stopped_early: false,
+            loss_scale: None,
             earlier_sessions: Vec::new(),
         }
     }

@@ -142,6 +142,21 @@ pub enum TrainError {
         problem: String,
     },
 
+    /// The run would need more memory than there is.
+    #[error("out of memory, as predicted: {0}")]
+    Memory(Box<crate::memory::MemoryPrediction>),
+
+    /// Something that the run will do later failed when it was tried before the first step.
+    #[error(
+        "the preflight failed while {doing}: nothing has been trained. `train.preflight = false` leaves it out"
+    )]
+    Preflight {
+        /// What was tried.
+        doing: String,
+        /// Why it failed.
+        source: Box<TrainError>,
+    },
+
     /// A benchmark's inputs do not fit.
     #[error("{}: {problem}", path.display())]
     Bench {

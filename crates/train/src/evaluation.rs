@@ -41,6 +41,7 @@ pub struct Scored {
 }
 
 /// How a set is scored.
+#[derive(Clone, Copy)]
 pub(crate) struct Scoring<'a> {
     pub task: &'a TaskFile,
     pub sequence: &'a SequenceOptions,
@@ -48,6 +49,8 @@ pub(crate) struct Scoring<'a> {
     pub device: DeviceSpec,
     /// Streams whose items count as missing.
     pub withheld: &'a [usize],
+    /// What the meter counts it as.
+    pub purpose: Purpose,
 }
 
 impl Scoring<'_> {
@@ -115,7 +118,7 @@ impl Scoring<'_> {
                 tokens: batch.token_count as u64,
                 supervised: batch.supervised_count as u64,
             };
-            meter.count(Purpose::Evaluation, counts, &[]);
+            meter.count(self.purpose, counts, &[]);
             observer.scoring(found.len(), set.len());
         }
         found.sort_unstable_by_key(|(sample, _)| *sample);

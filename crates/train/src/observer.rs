@@ -22,6 +22,8 @@ pub enum Stage {
     Load,
     /// Watching the machine at rest.
     Idle,
+    /// Trying the largest batch, an evaluation and a checkpoint.
+    Preflight,
     /// Optimizer steps.
     Train,
     /// Scoring patients of a split.

@@ -12,12 +12,15 @@ use crate::files::{hex, recover_folder, write_whole};
 use crate::recipe::Recipe;
 
 /// Keys that a resumed run may change: they shape no number of the training.
-const MAY_CHANGE: [&str; 5] = [
+const MAY_CHANGE: [&str; 8] = [
     "name",
     "energy.",
     "train.keep_checkpoints",
     "train.checkpoint_every_steps",
     "evaluate.resamples",
+    "train.recompute",
+    "train.offload",
+    "train.preflight",
 ];
 
 /// A run's folder, held by this process alone.

@@ -259,7 +259,7 @@ pub(crate) fn describe_work(
         causal: size.causal,
         window: None,
         base_trained: false,
-        recomputed_share: 0.0,
+        recomputed_share: model.recomputed_share(),
     });
     if size.encoder_parameters + size.tower_parameters > 0 {
         meter.note("MFU counts the operations of the backbone alone: those of modality encoders and towers come on top.");

@@ -10,6 +10,7 @@ use calor_meter::{Meter, Phase};
 use calor_model::{ParameterGroup, ParameterVisitor};
 
 use crate::TrainError;
+use crate::loss_scale::LossScale;
 use crate::optimizer::{
     AccumulatedGradients, Ema, Optimizer, OptimizerOptions, Parameters, SavedState, TensorRules,
 };
@@ -23,6 +24,8 @@ pub struct TrainStep {
     max_grad_norm: f64,
     /// Whether the adapter is still to be watched for its first move.
     watch_adapter: bool,
+    /// Where activations are f16.
+    pub loss_scale: Option<LossScale>,
 }
 
 /// A step that was done.
@@ -30,8 +33,9 @@ pub struct TrainStep {
 pub struct StepResult {
     /// Sum of the micro-batches' losses over the step's supervised count.
     pub loss: f64,
-    /// Norm of all gradients together, before clipping.
-    pub grad_norm: f64,
+    /// Norm of all gradients together, before clipping; none where they overflowed under the loss
+    /// scale, so that nothing was updated.
+    pub grad_norm: Option<f64>,
     /// Adapter tensors that the first update left as they were; empty otherwise.
     pub unmoved: Vec<String>,
 }
@@ -51,6 +55,7 @@ impl TrainStep {
             ema: None,
             max_grad_norm,
             watch_adapter: has_adapter,
+            loss_scale: None,
         }
     }
 
@@ -140,7 +145,8 @@ impl TrainStep {
     ///
     /// # Errors
     /// A loss or a gradient that is not finite, before anything is updated. An adapter
-    /// that the first update left as it was.
+    /// that the first update left as it was. A gradient that overflows under a loss scale is none:
+    /// the step is left out and the scale halved.
     #[allow(clippy::too_many_arguments)]
     pub fn run<P: Parameters, B>(
         &mut self,
@@ -152,23 +158,26 @@ impl TrainStep {
         step: u64,
         meter: &mut Meter,
     ) -> Result<StepResult, TrainError> {
-        let mut gradients = AccumulatedGradients::default();
-        let mut losses: Vec<Tensor<1>> = Vec::new();
-        let mut micro_batches = micro_batches;
-        while let Some(batch) = meter.time(Phase::Data, || micro_batches.next()) {
-            let started = std::time::Instant::now();
-            let loss = forward(model, batch, meter)? / supervised;
-            meter.add_phase(Phase::Forward, started.elapsed().as_secs_f64());
-            meter.time(Phase::Backward, || {
-                let mut found = loss.backward();
-                gradients.add(model, &mut found);
-                losses.push(loss.inner());
-            });
-        }
+        let (mut gradients, losses) =
+            self.gradients(model, micro_batches, &mut forward, supervised, meter)?;
         // The one place where the host waits for the device: it has to know both numbers
         // before anything is updated.
         let (loss, grad_norm) =
             meter.time(Phase::Backward, || read_loss_and_norm(losses, &gradients))?;
+        let mut grad_norm = grad_norm;
+        if let Some(scale) = &mut self.loss_scale {
+            if loss.is_finite() && !grad_norm.is_finite() && scale.overflowed() {
+                return Ok(StepResult {
+                    loss,
+                    grad_norm: None,
+                    unmoved: Vec::new(),
+                });
+            }
+            let unscaled = scale.factor().recip();
+            gradients.scale(unscaled);
+            grad_norm *= unscaled;
+            scale.succeeded();
+        }
         for (what, value) in [("the loss", loss), ("the gradient norm", grad_norm)] {
             if !value.is_finite() {
                 return Err(TrainError::NonFinite {
@@ -198,9 +207,37 @@ impl TrainStep {
         })?;
         Ok(StepResult {
             loss,
-            grad_norm,
+            grad_norm: Some(grad_norm),
             unmoved,
         })
+    }
+
+    /// Forward and backward over every micro-batch: the summed gradients, under the loss scale if
+    /// there is one, and the losses as they are. Changes nothing.
+    pub(crate) fn gradients<P: Parameters, B>(
+        &self,
+        model: &mut P,
+        mut micro_batches: impl Iterator<Item = B>,
+        forward: &mut impl FnMut(&P, B, &mut Meter) -> Result<Tensor<1>, TrainError>,
+        supervised: f64,
+        meter: &mut Meter,
+    ) -> Result<(AccumulatedGradients, Vec<Tensor<1>>), TrainError> {
+        let mut gradients = AccumulatedGradients::default();
+        let mut losses: Vec<Tensor<1>> = Vec::new();
+        while let Some(batch) = meter.time(Phase::Data, || micro_batches.next()) {
+            let started = std::time::Instant::now();
+            let loss = forward(model, batch, meter)? / supervised;
+            meter.add_phase(Phase::Forward, started.elapsed().as_secs_f64());
+            meter.time(Phase::Backward, || {
+                let mut found = match &self.loss_scale {
+                    Some(scale) => (loss.clone() * scale.factor()).backward(),
+                    None => loss.backward(),
+                };
+                gradients.add(model, &mut found);
+                losses.push(loss.inner());
+            });
+        }
+        Ok((gradients, losses))
     }
 
     /// Copies of the adapter's tensors (they share memory until one is changed).
@@ -243,7 +280,7 @@ struct Watched {
 }
 
 /// Both numbers in one transfer.
-fn read_loss_and_norm(
+pub(crate) fn read_loss_and_norm(
     losses: Vec<Tensor<1>>,
     gradients: &AccumulatedGradients,
 ) -> Result<(f64, f64), TrainError> {

@@ -73,7 +73,7 @@ fn the_loss_is_the_sum_over_micro_batches_by_the_supervised_count() {
     let result = run(&mut step, &mut pair(), 1.0, head_only).unwrap();
     assert!((result.loss - 5.0 * 3.0 / 2.0).abs() < 1e-6);
     // The gradient is 2·head·(1 + 2)/2.
-    assert!((result.grad_norm - 3.0 * 5f64.sqrt()).abs() < 1e-5);
+    assert!((result.grad_norm.unwrap() - 3.0 * 5f64.sqrt()).abs() < 1e-5);
 }
 
 #[test]
@@ -125,4 +125,32 @@ fn a_loss_that_is_not_finite_changes_nothing() {
     };
     let after: Vec<f32> = model.head.to_data().try_to_vec().unwrap();
     assert_eq!(before, after);
+}
+
+/// A gradient beyond f32 at the first loss scale, but not at half of it.
+#[test]
+fn an_overflow_under_the_loss_scale_leaves_the_step_out_and_halves_it() {
+    let mut step = adamw(0.0, false);
+    step.loss_scale = Some(LossScale::default());
+    let mut model = pair();
+    let values = |model: &Pair| -> Vec<f32> { model.head.to_data().try_to_vec().unwrap() };
+    let before = values(&model);
+    // The gradient is 3e33/2 · 3 · scale in each of two places.
+    let loss =
+        |model: &Pair, scale: f32, _: &mut Meter| Ok(model.head.clone().sum() * scale * 1e34);
+    let skipped = run(&mut step, &mut model, 1.0, loss).unwrap();
+    assert_eq!((skipped.grad_norm, &values(&model)), (None, &before));
+    assert_eq!(step.loss_scale.unwrap().factor(), 32_768.0);
+
+    // Later steps are those without a scale, to the bit: it is a power of two.
+    let mut plain = adamw(1.0, false);
+    let mut scaled = adamw(1.0, false);
+    scaled.loss_scale = Some(LossScale::default());
+    let (mut one, mut other) = (pair(), pair());
+    for _ in 0..3 {
+        let plain = run(&mut plain, &mut one, 1.0, through_adapter).unwrap();
+        let scaled = run(&mut scaled, &mut other, 1.0, through_adapter).unwrap();
+        assert_eq!(plain, scaled);
+        assert_eq!(values(&one), values(&other));
+    }
 }

@@ -16,10 +16,13 @@ use crate::checkpoint::{Checkpoints, Session, TrainerState};
 use crate::device::synchronise;
 use crate::evaluation::Scoring;
 use crate::finish::{Finished, finish};
+use crate::loss_scale::LossScale;
+use crate::memory::MemoryPlan;
 use crate::observer::{Observer, Stage, StepProgress, StopFlag};
 use crate::opening::Opening;
 use crate::optimizer::LearningRates;
-use crate::recipe::{AdapterKind, Metric};
+use crate::preflight::{Preflight, largest_micro_batch, shape_of};
+use crate::recipe::{AdapterKind, Dtype, Metric};
 use crate::run_folder::RunFolder;
 use crate::seed::derive;
 use crate::session::{
@@ -85,19 +88,37 @@ pub fn train(
         observer.warning("no labelled patient is in the split `tuning`: nothing decides on the best model, the last one is kept");
     }
 
+    // What it needs is known before a weight is read.
+    let model_options = model_options(recipe, &checkpoint, task.classes.len(), fusion);
+    let mut meter = Meter::open(&recipe.energy, &options.device.metered(&device))
+        .map_err(|error| TrainError::Meter(Box::new(error)))?;
+    let memory = MemoryPlan::new(
+        recipe,
+        &checkpoint,
+        &model_options,
+        options.device,
+        shape_of(&largest_micro_batch(
+            &plan,
+            &data,
+            options.device.seq_multiple(),
+        )?),
+        meter.report().memory.device_total_bytes,
+    )?;
+    if recipe.train.preflight {
+        memory.predict()?.check()?;
+    }
+
     // The model: frozen backbone, adapter, head.
     observer.stage(Stage::Load);
     let hashing = Hashing::start(&options.checkpoint);
-    let mut model = Model::load(
-        &checkpoint,
-        &model_options(recipe, &checkpoint, task.classes.len(), fusion),
-        &device,
-    )?;
+    let mut model = Model::load(&checkpoint, &model_options, &device)?;
+    model.set_recompute(memory.recompute());
     let mut train_step = TrainStep::from_recipe(
         &recipe.train,
         &mut model,
         recipe.adapter.kind == AdapterKind::Lora,
     )?;
+    train_step.loss_scale = (recipe.model.dtype == Dtype::F16).then(LossScale::default);
     let peak = LearningRates::from_recipe(&recipe.train);
     let schedule = plan.schedule(recipe);
     if schedule.warmup_steps() >= plan.total_steps && plan.total_steps > 1 {
@@ -129,6 +150,9 @@ pub fn train(
                 path: found.path.clone(),
                 problem,
             })?;
+        if found.state.loss_scale.is_some() {
+            train_step.loss_scale = found.state.loss_scale;
+        }
         observer.resumed(&found.path, found.state.step);
         state = found.state;
         last_checkpoint = Some(found.path);
@@ -143,14 +167,10 @@ pub fn train(
     let mut board = TensorBoard::open(folder.path(), first_step)?;
 
     // The meter watches the machine at rest, then in windows.
-    let mut meter = Meter::open(&recipe.energy, &options.device.metered(&device))
-        .map_err(|error| TrainError::Meter(Box::new(error)))?;
     observer.stage(Stage::Idle);
     meter.measure_idle();
     describe_work(&mut meter, &model, options.device, recipe.model.dtype)?;
 
-    // The loop.
-    observer.stage(Stage::Train);
     let watched = recipe
         .evaluate
         .metric
@@ -164,7 +184,29 @@ pub fn train(
             .unwrap_or(recipe.train.micro_batch),
         device: options.device,
         withheld: &[],
+        purpose: Purpose::Evaluation,
     };
+
+    // What the run will do later, tried now; on a run that goes on as well: the machine may be
+    // another.
+    if recipe.train.preflight && state.step < plan.total_steps && !state.stopped_early {
+        observer.stage(Stage::Preflight);
+        let preflight = Preflight {
+            data: &data,
+            plan: &plan,
+            task: &task,
+            objective: &objective,
+            scoring: &scoring,
+            tuning: &tuning,
+            device: options.device,
+            folder: folder.path(),
+            base: &recipe.model.id,
+        };
+        preflight.run(&mut model, &train_step, &state, &mut meter)?;
+    }
+
+    // The loop.
+    observer.stage(Stage::Train);
     let mut batches = Prefetcher::new(
         data.prepared.clone(),
         data.items.clone(),
@@ -284,6 +326,7 @@ pub fn train(
             meter.begin(purpose);
             window = Some(purpose);
         }
+        let loss_scale = train_step.loss_scale.map(|scale| scale.factor());
         let factor = schedule.factor(state.step);
         let Some(first) = meter.time(Phase::Data, || batches.next()) else {
             unreachable!("the plan has a batch for every step");
@@ -328,6 +371,7 @@ pub fn train(
             )
             .map_err(|error| after(error, last_checkpoint.as_deref()))?;
         state.step = step;
+        state.loss_scale = train_step.loss_scale;
         if !result.unmoved.is_empty() {
             observer.warning(&format!(
                 "{} adapter tensors did not move at the first update, among them {}",
@@ -347,6 +391,7 @@ pub fn train(
             epoch: plan.epochs(step),
             loss: result.loss,
             grad_norm: result.grad_norm,
+            loss_scale,
             learning_rate: peak.adapter * factor,
             head_learning_rate: peak.head * factor,
             elapsed_s: reading.elapsed_s,
@@ -362,12 +407,13 @@ pub fn train(
         };
         for (tag, value) in [
             ("train/loss", line.loss),
-            ("train/grad_norm", line.grad_norm),
             ("train/learning_rate", line.learning_rate),
         ] {
             board.scalar(tag, value, step)?;
         }
         for (tag, value) in [
+            ("train/grad_norm", line.grad_norm),
+            ("train/loss_scale", line.loss_scale),
             ("speed/tokens_per_s", line.tokens_per_s),
             ("energy/watts", line.watts),
         ] {

@@ -265,6 +265,7 @@ impl<'a> Using<'a> {
                 .unwrap_or(recipe.train.micro_batch),
             device: self.options.device,
             withheld,
+            purpose: Purpose::Evaluation,
         };
         synchronise(device, "scoring")?;
         meter.begin(Purpose::Evaluation);

@@ -1,7 +1,7 @@
 //! Attention in plain tensor operations: the scores of every pair of a row, masked.
 
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Bool, DType, Int, Tensor};
 
 use super::AttentionOptions;
 
@@ -44,9 +44,14 @@ pub fn attention(
             );
         }
     }
-    let scores = query.matmul(key.swap_dims(2, 3)) * options.scale;
-    let scores = scores.mask_fill(hidden.repeat_dim(1, heads), -1e30);
-    let output = softmax(scores, 3).matmul(value).swap_dims(1, 2);
+    // Scaled before the product, where f16 could overflow; statistics in f32.
+    let dtype = query.dtype();
+    let scores = (query * options.scale).matmul(key.swap_dims(2, 3));
+    let scores = scores
+        .cast(DType::F32)
+        .mask_fill(hidden.repeat_dim(1, heads), -1e30);
+    let weights = softmax(scores, 3).cast(dtype);
+    let output = weights.matmul(value).swap_dims(1, 2);
     let padding = segments.equal_elem(0).reshape([batch, seq, 1, 1]);
     output.mask_fill(padding.repeat_dim(2, heads).repeat_dim(3, head_dim), 0.0)
 }

@@ -2,6 +2,8 @@
 //! matrix products, vectorised elementary functions.
 
 pub(crate) mod elementary;
+#[cfg(test)]
+mod half_tests;
 pub(crate) mod matrix;
 pub(crate) mod operation;
 #[cfg(test)]

@@ -1,5 +1,9 @@
 //! One way in for every CPU kernel: an [`Operation`] computes on Flex tensors, and [`apply`] wires
 //! its backward pass into burn's graph.
+//!
+//! Kernels compute in f32. Inputs in bf16 and f16 are widened on the way in and results rounded on
+//! the way out, so that sums, statistics and products are f32 whatever is stored; for the backward
+//! pass the stored inputs are kept, not their wide copies.
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -8,9 +12,10 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::{Bytes, Int, Shape, Tensor};
+use burn::tensor::{Bytes, DType, Int, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
 
 type Tracking = Autodiff<Flex, NoCheckpointing>;
@@ -19,6 +24,9 @@ type Tracking = Autodiff<Flex, NoCheckpointing>;
 pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + Sync + 'static {
     /// The result, and what the backward pass needs; `tracked` says whether there will be one.
     fn forward(&self, inputs: [FlexTensor; N], tracked: bool) -> (FlexTensor, Vec<FlexTensor>);
+
+    /// Whether the result is f32 whatever the inputs are, as sums are.
+    const WIDE_RESULT: bool = false;
 
     /// The gradient of every input that is `wanted`.
     fn backward(
@@ -71,7 +79,8 @@ pub(crate) fn apply<Op: Operation<N>, const N: usize, const D: usize>(
             Input::Plain(tensor) => contiguous(tensor),
             Input::Tracking(_) => unreachable!("checked above"),
         });
-        return Tensor::from_primitive::<Flex>(operation.forward(inputs, false).0);
+        let (output, _) = Widened::new(inputs).forward(&operation, false);
+        return Tensor::from_primitive::<Flex>(output);
     }
     // A tensor made outside autodiff is a constant of the graph.
     let parts = inputs.map(|input| match input {
@@ -93,6 +102,7 @@ pub(crate) fn apply<Op: Operation<N>, const N: usize, const D: usize>(
         .try_into()
         .expect("N inputs");
     let guards = guards.try_into().expect("N inputs");
+    let inputs = Widened::new(primitives);
 
     let step = Fused::<Op>(PhantomData);
     let output = match step
@@ -101,19 +111,90 @@ pub(crate) fn apply<Op: Operation<N>, const N: usize, const D: usize>(
         .stateful()
     {
         OpsKind::Tracked(prepared) => {
-            let (output, saved) = operation.forward(primitives, true);
-            prepared.finish((operation, saved), output)
+            let dtypes = inputs.dtypes.to_vec();
+            let (output, saved) = inputs.forward(&operation, true);
+            prepared.finish((operation, saved, dtypes), output)
         }
-        OpsKind::UnTracked(prepared) => prepared.finish(operation.forward(primitives, false).0),
+        OpsKind::UnTracked(prepared) => prepared.finish(inputs.forward(&operation, false).0),
     };
     Tensor::from_primitive::<Tracking>(output)
+}
+
+/// The inputs as they are stored, and as the kernels read them.
+struct Widened<const N: usize> {
+    stored: [FlexTensor; N],
+    wide: [FlexTensor; N],
+    dtypes: [DType; N],
+}
+
+impl<const N: usize> Widened<N> {
+    fn new(stored: [FlexTensor; N]) -> Self {
+        Self {
+            wide: stored.clone().map(wide),
+            dtypes: stored.each_ref().map(|tensor| tensor.dtype()),
+            stored,
+        }
+    }
+
+    /// The result in the type of the first input, and what is kept in the types it came in.
+    fn forward<Op: Operation<N>>(
+        self,
+        operation: &Op,
+        tracked: bool,
+    ) -> (FlexTensor, Vec<FlexTensor>) {
+        let Widened {
+            stored,
+            wide,
+            dtypes,
+        } = self;
+        if dtypes.iter().all(|&dtype| dtype == DType::F32) {
+            // Dropped, so that an operation may work in place.
+            drop(stored);
+            return operation.forward(wide, tracked);
+        }
+        let address = |tensor: &FlexTensor| values(tensor).as_ptr();
+        let addresses: Vec<*const f32> = wide.iter().map(address).collect();
+        let (output, saved) = operation.forward(wide, tracked);
+        let result = match Op::WIDE_RESULT {
+            true => DType::F32,
+            false => dtypes[0],
+        };
+        let (computed, output) = (address(&output), rounded(output, result));
+        let saved = saved
+            .into_iter()
+            .map(|tensor| {
+                let at = address(&tensor);
+                match addresses.iter().position(|&input| input == at) {
+                    Some(input) => stored[input].clone(),
+                    None if at == computed => output.clone(),
+                    None => tensor,
+                }
+            })
+            .collect();
+        (output, saved)
+    }
+}
+
+/// The same numbers in f32.
+pub(crate) fn wide(tensor: FlexTensor) -> FlexTensor {
+    rounded(tensor, DType::F32)
+}
+
+/// The nearest numbers of another type.
+fn rounded(tensor: FlexTensor, dtype: DType) -> FlexTensor {
+    if tensor.dtype() == dtype {
+        tensor
+    } else {
+        Flex::float_cast(tensor, dtype.into())
+    }
 }
 
 #[derive(Debug)]
 struct Fused<Op>(PhantomData<Op>);
 
 impl<Op: Operation<N>, const N: usize> Backward<Flex, N> for Fused<Op> {
-    type State = (Op, Vec<FlexTensor>);
+    /// The operation, what it keeps, and the types of its inputs.
+    type State = (Op, Vec<FlexTensor>, Vec<DType>);
 
     fn backward(
         self,
@@ -121,13 +202,14 @@ impl<Op: Operation<N>, const N: usize> Backward<Flex, N> for Fused<Op> {
         gradients: &mut Gradients,
         _checkpointer: &mut Checkpointer,
     ) {
-        let (operation, saved) = ops.state;
-        let gradient = contiguous(gradients.consume::<Flex>(&ops.node));
+        let (operation, saved, dtypes) = ops.state;
+        let gradient = wide(contiguous(gradients.consume::<Flex>(&ops.node)));
+        let saved = saved.into_iter().map(wide).collect();
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let results = operation.backward(saved, gradient, wanted);
-        for (parent, result) in ops.parents.into_iter().zip(results) {
+        for ((parent, result), dtype) in ops.parents.into_iter().zip(results).zip(dtypes) {
             if let (Some(parent), Some(result)) = (parent, result) {
-                gradients.register::<Flex>(parent.id, result);
+                gradients.register::<Flex>(parent.id, rounded(result, dtype));
             }
         }
     }

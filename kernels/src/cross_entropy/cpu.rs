@@ -34,6 +34,8 @@ struct CrossEntropy {
 }
 
 impl Operation<2> for CrossEntropy {
+    const WIDE_RESULT: bool = true;
+
     fn forward(&self, inputs: [FlexTensor; 2], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let [hidden, weight] = inputs;
         let (vocab, width) = (dims(&weight)[0], dims(&weight)[1]);

@@ -30,5 +30,10 @@ pub fn linear_cross_entropy(
     reference::linear_cross_entropy(hidden, weight, targets)
 }
 
+/// Whether there is a kernel for these states, so that the logits of all tokens never exist at once.
+pub fn fuses_cross_entropy(hidden: &Tensor<2>) -> bool {
+    crate::on_cpu(hidden)
+}
+
 #[cfg(all(test, feature = "cpu"))]
 mod tests;

@@ -9,9 +9,9 @@ use burn::tensor::{Distribution, Tensor};
 /// The low-rank part of one linear layer (Hu et al. 2021).
 #[derive(Debug, Clone)]
 pub struct Lora {
-    /// `[rank, in]`
+    /// `[rank, in]`, f32 or the type of the input
     pub a: Tensor<2>,
-    /// `[out, rank]`
+    /// `[out, rank]`, likewise
     pub b: Tensor<2>,
     /// `alpha / rank`, or `alpha / √rank` for rsLoRA.
     pub scaling: f32,

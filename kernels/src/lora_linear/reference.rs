@@ -26,8 +26,11 @@ pub fn lora_linear(
             }
             None => flat,
         };
-        let low = dropped.matmul(lora.a.clone().transpose());
-        output = output + low.matmul(lora.b.clone().transpose()) * lora.scaling;
+        // Adapters are f32 whatever the activations are.
+        let dtype = output.dtype();
+        let (a, b) = (lora.a.clone().cast(dtype), lora.b.clone().cast(dtype));
+        let low = dropped.matmul(a.transpose());
+        output = output + low.matmul(b.transpose()) * lora.scaling;
     }
     output.reshape([batch, seq, outputs])
 }

@@ -5,7 +5,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::cpu::elementary::{block_rows, vectorized};
-use crate::cpu::operation::{Input, Operation, apply, contiguous, dims, input, values};
+use crate::cpu::operation::{Input, Operation, apply, contiguous, dims, input, values, wide};
 
 pub(super) fn dispatch(tensor: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
     let rotation = Rotation {
@@ -17,8 +17,8 @@ pub(super) fn dispatch(tensor: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Ten
 
 fn constant(table: Tensor<3>) -> FlexTensor {
     match input(table) {
-        Input::Plain(table) => contiguous(table),
-        Input::Tracking(table) => contiguous(table.into_primitive()),
+        Input::Plain(table) => wide(contiguous(table)),
+        Input::Tracking(table) => wide(contiguous(table.into_primitive())),
     }
 }
 

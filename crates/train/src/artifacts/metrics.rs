@@ -29,8 +29,12 @@ pub struct StepLine {
     pub epoch: f64,
     /// Mean loss over the step's labels.
     pub loss: f64,
-    /// Norm of all gradients together, before clipping.
-    pub grad_norm: f64,
+    /// Norm of all gradients together, before clipping; none where an f16 gradient overflowed and the
+    /// step was left out.
+    pub grad_norm: Option<f64>,
+    /// What the loss was multiplied by in the backward pass; f16 only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
     /// Learning rate of the adapter.
     pub learning_rate: f64,
     /// Learning rate of the head.
@@ -150,7 +154,8 @@ mod tests {
             step,
             epoch: step as f64 / 10.0,
             loss: 0.5,
-            grad_norm: 1.0,
+            grad_norm: Some(1.0),
+            loss_scale: None,
             learning_rate: 1e-4,
             head_learning_rate: 1e-3,
             elapsed_s: 0.1,

@@ -73,6 +73,13 @@ impl AccumulatedGradients {
         }
     }
 
+    /// Multiplies all gradients.
+    pub fn scale(&mut self, factor: f64) {
+        for gradient in self.by_name.values_mut() {
+            *gradient = gradient.clone().mul_scalar(factor);
+        }
+    }
+
     /// Names of the tensors that have a gradient.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.by_name.keys().map(String::as_str)

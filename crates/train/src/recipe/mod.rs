@@ -8,6 +8,7 @@ mod edit;
 mod elsewhere;
 mod error;
 mod extends;
+mod memory;
 pub(crate) mod modality;
 mod ordered_map;
 mod parse;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::optimizer::{MuonScale, OptimizerKind};
 pub use crate::schedule::{DecayShape, ScheduleKind};
 pub use error::{Place, Problem, RecipeError};
+pub use memory::{RecomputeChoice, RecomputeName};
 pub use modality::{
     ImageSection, ModalitySection, OmicsGrouping, OmicsSection, SeriesSection, SpeechSection,
     WaveformSection,
@@ -326,6 +328,12 @@ section! {
         schedule: ScheduleSection = ScheduleSection::default() => Section;
         /// Gradients are scaled down to this norm over all parameters together; 0 switches clipping off.
         max_grad_norm: f64 = 1.0 => Number;
+        /// Blocks of the backbone that keep nothing but their input for the backward pass, which runs them a second time: `none`, `all`, a number n (the first and every n-th after it), or `auto` (as many as the memory there is asks for). The result is the same, to the bit on the CPU; a step with `all` takes about a third longer.
+        recompute: RecomputeChoice = RecomputeChoice::Named(RecomputeName::None) => TextOrInteger;
+        /// Whether the inputs of recomputed blocks wait in the host's memory instead of the device's. On the CPU they are there anyway.
+        offload: bool = false => Boolean;
+        /// Tries the longest batch, an evaluation and a checkpoint before the first step, so that what cannot work fails at once. It changes nothing in the result.
+        preflight: bool = true => Boolean;
         /// A checkpoint to resume from is written every so many steps. Without it, as often as is evaluated.
         #[serde(skip_serializing_if = "Option::is_none")]
         checkpoint_every_steps: Option<u64> = None => Integer;

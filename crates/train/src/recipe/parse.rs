@@ -234,6 +234,7 @@ impl Reader {
         let plain = match key.kind {
             KeyKind::Text => !quoted,
             KeyKind::TextOrList => !quoted && !raw.starts_with('['),
+            KeyKind::TextOrInteger => !quoted && raw.parse::<i64>().is_err(),
             _ => false,
         };
         let expected = if map_key.is_some() {

@@ -44,6 +44,7 @@ fn of_key(key: &Key) -> Value {
     let mut schema = match key.kind {
         KeyKind::Text => json!({"type": "string"}),
         KeyKind::TextOrList => json!({"type": ["string", "array"]}),
+        KeyKind::TextOrInteger => json!({"type": ["string", "integer"]}),
         KeyKind::Integer => json!({"type": "integer"}),
         KeyKind::Number => json!({"type": "number"}),
         KeyKind::Boolean => json!({"type": "boolean"}),

@@ -7,6 +7,8 @@ pub enum KeyKind {
     Text,
     /// Text, or a list of it in brackets.
     TextOrList,
+    /// Text, or a whole number.
+    TextOrInteger,
     /// A whole number.
     Integer,
     /// A number.
@@ -27,6 +29,7 @@ impl KeyKind {
         match self {
             KeyKind::Text => "text",
             KeyKind::TextOrList => "text or a list such as [\"a\", \"b\"]",
+            KeyKind::TextOrInteger => "text or a whole number",
             KeyKind::Integer => "a whole number",
             KeyKind::Number => "a number",
             KeyKind::Boolean => "true or false",

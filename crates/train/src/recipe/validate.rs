@@ -10,7 +10,7 @@ use calor_sequence::SequenceError;
 use super::modality::TEXT;
 use super::{
     AdapterKind, ClassWeighting, ClassWeights, Metric, OmicsGrouping, Place, Problem, Recipe,
-    SCHEMA, TargetChoice, TaskKind,
+    RecomputeChoice, RecomputeName, SCHEMA, TargetChoice, TaskKind,
 };
 
 /// All problems of the recipe's values; `place` says where a key was given.
@@ -367,6 +367,16 @@ fn train(recipe: &Recipe, found: &mut Found) {
     }
     found.positive("train.epsilon", train.epsilon);
     found.not_negative("train.max_grad_norm", train.max_grad_norm);
+    if let RecomputeChoice::Every(blocks) = train.recompute {
+        found.at_least_one("train.recompute", blocks as u64);
+    }
+    let none = train.recompute == RecomputeChoice::Named(RecomputeName::None);
+    found.unless(
+        !(train.offload && none),
+        "train.offload",
+        "is true, and no block is recomputed",
+        "only inputs of recomputed blocks can wait on the host: set `train.recompute` to \"all\" or \"auto\"",
+    );
     if let Some(steps) = train.checkpoint_every_steps {
         found.at_least_one("train.checkpoint_every_steps", steps);
     }

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::*;
 use crate::fusion::PREFIX;
-use crate::{Mode, loss};
+use crate::{Mode, Recompute, RecomputedBlocks, loss};
 
 /// The gradient of each trained tensor, by name; `None` where it took no part.
 pub(super) fn of(model: &Model, loss: &Tensor<1>) -> Vec<(String, Option<Vec<f32>>)> {
@@ -51,6 +51,20 @@ impl ParameterVisitor for Along<'_> {
             let step = self.direction.iter().map(|d| d * self.distance).collect();
             let moved = tensor.clone().inner() + floats(step, tensor.dims());
             *tensor = moved.autodiff().require_grad();
+        }
+    }
+}
+
+#[test]
+fn recomputed_blocks_leave_them_as_they_are_to_the_bit() {
+    for (base, pooling) in [("llama3", Pooling::Last), ("bert", Pooling::Mean)] {
+        let mut model = moved(base, pooling);
+        let plain = of(&model, &loss_of(&model));
+        for blocks in [RecomputedBlocks::All, RecomputedBlocks::First(1)] {
+            for offload in [false, true] {
+                model.set_recompute(Recompute { blocks, offload });
+                assert!(of(&model, &loss_of(&model)) == plain, "{base} {blocks:?}");
+            }
         }
     }
 }

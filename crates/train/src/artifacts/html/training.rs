@@ -43,7 +43,7 @@ pub(super) fn training(report: &Report, metrics: &[MetricsLine]) -> Training {
             MetricsLine::Step(line) => {
                 losses.push([line.step as f64, line.loss]);
                 rates.push([line.step as f64, line.learning_rate]);
-                norms.push([line.step as f64, line.grad_norm]);
+                norms.extend(line.grad_norm.map(|norm| [line.step as f64, norm]));
             }
             MetricsLine::Evaluation(line) => {
                 let value = |name: &str| {

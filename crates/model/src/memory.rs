@@ -1,0 +1,548 @@
+//! How much memory a model needs, from its configuration alone: no weight is read.
+//!
+//! Counted are the tensors that the operations of a pass keep for the backward pass, and those that
+//! exist beside them where most exist at once. `T` stands for positions, `rows · seq`.
+//!
+//! On the CPU, with the kernels of `calor-kernels`, a decoder's block keeps
+//!
+//! ```text
+//! T · (input + normed input + query + key + value + context + middle + normed middle
+//!      + gate + up + their product) + T · (heads + ranks of the pairs) in f32
+//! ```
+//!
+//! an encoder's block one sum before each norm in place of the normed states, and one wide state
+//! before its activation and one after. A block that is run again keeps its input only. Without the
+//! kernels (on a GPU) the plain operations keep more: the scores of attention, `heads · seq²` a row,
+//! intermediate results of norms and activations, dropout masks.
+
+use burn::tensor::DType;
+use serde::Serialize;
+
+use crate::architecture::{ModuleSpec, Role, TaskClass};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Kind, ModelConfig};
+use crate::error::ModelError;
+use crate::head::{self, HeadOptions, Pooling};
+use crate::matching;
+use crate::model::{ModelOptions, reachable};
+use crate::recompute::Recompute;
+
+/// Bytes of what is trained, and of statistics and sums.
+const F32: u64 = 4;
+/// Elements of logits that the fused cross-entropy holds at once, and the fewest rows of them.
+const LOGITS_AT_ONCE: u64 = 1 << 22;
+const ROWS_AT_ONCE: u64 = 16;
+/// Elements of logits that the chunked cross-entropy holds at once.
+const CHUNKED_LOGITS: u64 = 1 << 24;
+/// Queries that a thread of the attention kernel works on at once.
+const TILE: u64 = 64;
+
+/// Sizes of a micro-batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct PassShape {
+    /// Rows.
+    pub rows: usize,
+    /// Tokens a row, padding included.
+    pub seq: usize,
+    /// Samples in them.
+    pub samples: usize,
+}
+
+impl PassShape {
+    fn positions(&self) -> u64 {
+        (self.rows * self.seq) as u64
+    }
+}
+
+/// Where a pass is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassDevice {
+    /// The host's processors, with the fused kernels.
+    Host {
+        /// Threads that compute.
+        threads: usize,
+    },
+    /// A device with memory of its own, with plain operations.
+    Device,
+}
+
+/// What a training step holds when it holds the most, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TrainingMemory {
+    /// Frozen weights.
+    pub weights_bytes: u64,
+    /// What is trained: adapter, head, `modules_to_save`; f32.
+    pub trained_bytes: u64,
+    /// The gradients summed so far, and those of one micro-batch.
+    pub gradients_bytes: u64,
+    /// Both moments of AdamW.
+    pub moments_bytes: u64,
+    /// What the forward pass keeps for the backward pass.
+    pub activations_bytes: u64,
+    /// What exists beside it at that moment: gradients of activations, a block that is run again,
+    /// or the logits of a chunk.
+    pub working_bytes: u64,
+    /// Inputs of recomputed blocks that wait on the host.
+    pub offloaded_bytes: u64,
+}
+
+impl TrainingMemory {
+    /// On the device that computes.
+    pub fn device_bytes(&self) -> u64 {
+        self.weights_bytes
+            + self.trained_bytes
+            + self.gradients_bytes
+            + self.moments_bytes
+            + self.activations_bytes
+            + self.working_bytes
+    }
+}
+
+/// The sizes that memory follows from.
+#[derive(Debug, Clone)]
+pub struct MemoryModel {
+    frozen_bytes: u64,
+    trained_parameters: u64,
+    blocks: Vec<Block>,
+    hidden: u64,
+    head_dim: u64,
+    vocab: u64,
+    /// Whether the last norm stands behind the blocks, as in decoders.
+    norm_last: bool,
+    output: Output,
+    /// Of the frozen weights and the activations.
+    dtype: DType,
+    dropout: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Output {
+    States,
+    /// Logits of every token, chunk by chunk; whether the fused kernel does it.
+    Vocabulary {
+        fused: bool,
+    },
+    /// The last block needs one token a sample, or all of them.
+    Pooled {
+        every_token: bool,
+    },
+}
+
+/// Widths of one block, in elements a position.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    hidden: u64,
+    query: u64,
+    key: u64,
+    intermediate: u64,
+    heads: u64,
+    gated: bool,
+    norms_query: bool,
+    /// Ranks of the pairs together.
+    ranks: u64,
+    /// Inputs of the pairs together.
+    adapted_inputs: u64,
+    /// Whether anything in the block or before it is trained.
+    tracked: bool,
+    /// Whether anything before the block is trained.
+    input_tracked: bool,
+}
+
+impl MemoryModel {
+    /// Reads the sizes of `checkpoint` under `options`, as [`Model::load`](crate::Model::load) would.
+    ///
+    /// Encoders of modality items are not in it.
+    ///
+    /// # Errors
+    /// Options that do not fit the checkpoint.
+    pub fn new(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<MemoryModel, ModelError> {
+        let config = checkpoint.config();
+        let class = options.head.class(config)?;
+        let modules = class.modules(config, options.head.labels());
+        let has_pooler = checkpoint.has("pooler.dense.weight");
+        let mut saved = match &options.lora {
+            Some(lora) => lora.modules_to_save.clone(),
+            None => Vec::new(),
+        };
+        saved.extend(head::always_saved(class, config.model_type, has_pooler));
+        let plan = match &options.lora {
+            Some(lora) => {
+                let mut lora = lora.clone();
+                lora.modules_to_save.clone_from(&saved);
+                lora.plan(class, &reachable(&modules, options))?
+            }
+            None => Default::default(),
+        };
+        let dtype = DType::from(options.dtype);
+        let tied = checkpoint.tied_embeddings()?;
+        let mut frozen_bytes = 0;
+        let mut trained_parameters = own_head(config, options);
+        let layers = config.layers;
+        let mut ranks = vec![0u64; layers];
+        let mut adapted_inputs = vec![0u64; layers];
+        let mut trained_in = vec![false; layers];
+        let mut trained_before = options.fusion.is_some();
+        for module in &modules {
+            let trained = matching::saved(&saved, &module.path);
+            let layer = layer_of(&module.path).filter(|&layer| layer < layers);
+            let pair = plan.get(&module.path);
+            // A tied output layer is the embedding, and an unused pooler is not built.
+            let shared = module.path == "lm_head" && tied && !trained;
+            let unused = module.path.ends_with("pooler.dense")
+                && pair.is_none()
+                && !trained
+                && class != TaskClass::SequenceClassifier;
+            if trained {
+                trained_parameters += elements(module);
+            } else if !shared && !unused {
+                frozen_bytes += stored_bytes(module, dtype);
+            }
+            if let Some(pair) = pair {
+                let inputs = module.shape[1..].iter().product::<usize>() as u64;
+                trained_parameters += pair.rank as u64 * (inputs + module.shape[0] as u64);
+                if let Some(layer) = layer {
+                    ranks[layer] += pair.rank as u64;
+                    adapted_inputs[layer] += inputs;
+                }
+            }
+            match layer {
+                Some(layer) => trained_in[layer] |= trained || pair.is_some(),
+                None => trained_before |= trained && module.role != Role::Linear,
+            }
+        }
+        let (key, head_dim, gated, norms_query) = match &config.kind {
+            Kind::Decoder(decoder) => (
+                decoder.kv_heads * decoder.head_dim,
+                decoder.head_dim,
+                true,
+                decoder.query_key_norm,
+            ),
+            Kind::Encoder(_) => (config.hidden, config.hidden / config.heads, false, false),
+        };
+        let mut tracked = trained_before;
+        let blocks = (0..layers)
+            .map(|layer| {
+                let input_tracked = tracked;
+                tracked |= trained_in[layer];
+                Block {
+                    hidden: config.hidden as u64,
+                    query: config.query_width() as u64,
+                    key: key as u64,
+                    intermediate: config.intermediate as u64,
+                    heads: config.heads as u64,
+                    gated,
+                    norms_query,
+                    ranks: ranks[layer],
+                    adapted_inputs: adapted_inputs[layer],
+                    tracked,
+                    input_tracked,
+                }
+            })
+            .collect();
+        Ok(MemoryModel {
+            frozen_bytes,
+            trained_parameters,
+            blocks,
+            hidden: config.hidden as u64,
+            head_dim: head_dim as u64,
+            vocab: config.vocab as u64,
+            norm_last: matches!(config.kind, Kind::Decoder(_)),
+            output: match options.head {
+                HeadOptions::None => Output::States,
+                HeadOptions::CausalLm => Output::Vocabulary {
+                    fused: !plan.contains_key("lm_head"),
+                },
+                HeadOptions::Classifier { pooling, .. } => Output::Pooled {
+                    every_token: pooling == Pooling::Mean,
+                },
+            },
+            dtype,
+            dropout: options.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0),
+        })
+    }
+
+    /// Numbers that are trained.
+    pub fn trained_parameters(&self) -> u64 {
+        self.trained_parameters
+    }
+
+    /// Bytes of the frozen weights.
+    pub fn frozen_bytes(&self) -> u64 {
+        self.frozen_bytes
+    }
+
+    /// Number of blocks.
+    pub fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// What a training step on `shape` holds when it holds the most.
+    pub fn training(
+        &self,
+        shape: PassShape,
+        recompute: Recompute,
+        device: PassDevice,
+    ) -> TrainingMemory {
+        let count = Count {
+            model: self,
+            shape,
+            device,
+        };
+        let positions = shape.positions();
+        let state = positions * self.hidden * self.element();
+        let again = |index: usize| self.blocks[index].tracked && recompute.blocks.contains(index);
+        let kept: Vec<u64> = (0..self.blocks.len())
+            .map(|index| match again(index) {
+                true if recompute.offload => 0,
+                true => state,
+                false => count.kept(index),
+            })
+            .collect();
+        let all: u64 = kept.iter().sum::<u64>() + count.shared();
+
+        // The moment with the most: the loss, or the backward pass of one of the blocks.
+        let mut most = (all, count.loss());
+        let mut live = all;
+        for index in (0..self.blocks.len())
+            .rev()
+            .filter(|&i| self.blocks[i].tracked)
+        {
+            let mut working = count.backward(index);
+            if again(index) {
+                // The block's tensors beside its input; one that waited on the host comes back.
+                working += count.kept(index).saturating_sub(state);
+                working += if recompute.offload { state } else { 0 };
+            }
+            if live + working > most.0 + most.1 {
+                most = (live, working);
+            }
+            live -= kept[index];
+        }
+        let offloaded = (0..self.blocks.len()).filter(|&index| again(index)).count() as u64;
+        let trained_bytes = self.trained_parameters * F32;
+        TrainingMemory {
+            weights_bytes: self.frozen_bytes,
+            trained_bytes,
+            gradients_bytes: 2 * trained_bytes,
+            moments_bytes: 2 * trained_bytes,
+            activations_bytes: most.0,
+            working_bytes: most.1,
+            offloaded_bytes: match recompute.offload {
+                true => offloaded * state,
+                false => 0,
+            },
+        }
+    }
+
+    fn element(&self) -> u64 {
+        self.dtype.size() as u64
+    }
+}
+
+/// Tensors of one pass.
+struct Count<'a> {
+    model: &'a MemoryModel,
+    shape: PassShape,
+    device: PassDevice,
+}
+
+impl Count<'_> {
+    fn plain(&self) -> bool {
+        self.device == PassDevice::Device
+    }
+
+    /// Positions that the part of a block behind attention computes.
+    fn selected(&self, index: usize) -> u64 {
+        let last = index + 1 == self.model.blocks.len();
+        match self.model.output {
+            Output::Pooled { every_token: false } if last => self.shape.samples as u64,
+            _ => self.shape.positions(),
+        }
+    }
+
+    /// What block `index` keeps from its forward pass, its input included.
+    fn kept(&self, index: usize) -> u64 {
+        let block = &self.model.blocks[index];
+        if !block.tracked {
+            return 0;
+        }
+        let element = self.model.element();
+        let positions = self.shape.positions();
+        let selected = self.selected(index);
+        let Block {
+            hidden,
+            query,
+            key,
+            intermediate: wide,
+            heads,
+            ..
+        } = *block;
+        // Before attention's output layer: on all positions; behind it: on the selected ones.
+        let (mut early, mut late) = match block.gated {
+            true => (2 * hidden + 2 * query + 2 * key, 2 * hidden + 3 * wide),
+            false => (hidden + 2 * query + 2 * key, 3 * hidden + 2 * wide),
+        };
+        if !block.input_tracked {
+            // Nothing flows back into the input: a norm before attention keeps nothing.
+            early -= if block.gated { hidden } else { 0 };
+        }
+        if block.norms_query {
+            early += query + key;
+        }
+        if self.plain() {
+            // Plain operations keep what the kernels compute again.
+            late += if block.gated { 2 * wide } else { 3 * wide };
+            if self.model.dropout {
+                // A mask and the product with it, of each adapted module's input.
+                early += 2 * block.adapted_inputs;
+            }
+        }
+        let mut bytes = element * (positions * early + selected * late);
+        bytes += F32 * (positions * heads + selected * block.ranks);
+        if self.plain() {
+            // Scores after the softmax in f32 and as they are multiplied, their mask, and the keys
+            // and values spread over the query heads.
+            let scores = self.shape.rows as u64 * heads * (self.shape.seq as u64).pow(2);
+            bytes += scores * (F32 + element + 1) + element * positions * 2 * (query - key);
+            // Normalised states and their squares, in f32.
+            bytes += F32 * (positions + selected) * hidden;
+        }
+        bytes
+    }
+
+    /// Beside the blocks, for the whole pass: rotary tables and the input of the last norm.
+    fn shared(&self) -> u64 {
+        let element = self.model.element();
+        let positions = self.shape.positions();
+        let tables = 2 * positions * self.model.head_dim * element;
+        let last = self.selected(self.model.blocks.len().saturating_sub(1));
+        match self.model.norm_last {
+            true => tables + last * self.model.hidden * element,
+            false => 0,
+        }
+    }
+
+    /// What exists beside the kept tensors while the loss is computed.
+    fn loss(&self) -> u64 {
+        let MemoryModel { hidden, vocab, .. } = *self.model;
+        let element = self.model.element();
+        let positions = self.shape.positions();
+        match self.model.output {
+            Output::Vocabulary { fused } if fused && !self.plain() => {
+                let rows = (LOGITS_AT_ONCE / vocab).clamp(1, positions);
+                let rows = rows.max(ROWS_AT_ONCE.min(positions));
+                let wide = match self.model.dtype {
+                    DType::F32 => 0,
+                    // Widened states and weights.
+                    _ => F32 * hidden * (positions + vocab),
+                };
+                // States, their gradient, and a chunk with its rows in and out.
+                positions * hidden * (element + F32) + F32 * rows * (vocab + 2 * hidden) + wide
+            }
+            Output::Vocabulary { .. } => {
+                let rows = (CHUNKED_LOGITS / vocab).clamp(1, positions);
+                // Logits, their softmax and the gradients of both.
+                2 * positions * hidden * element + 4 * F32 * rows * vocab
+            }
+            Output::Pooled { every_token: true } => {
+                // The states in f32, and the weights of each sample's positions.
+                let wide = if element < F32 { F32 } else { 0 };
+                positions * hidden * (element + wide) + self.shape.samples as u64 * positions * F32
+            }
+            Output::Pooled { .. } | Output::States => 0,
+        }
+    }
+
+    /// What exists beside the kept tensors where the backward pass of a block begins: the gradient
+    /// of its output and that of the widest state, with copies for dropout; where all but some
+    /// positions are left out behind attention, attention's gradients.
+    fn backward(&self, index: usize) -> u64 {
+        let Block {
+            hidden,
+            query,
+            key,
+            intermediate: wide,
+            ..
+        } = self.model.blocks[index];
+        let element = self.model.element();
+        let (positions, selected) = (self.shape.positions(), self.selected(index));
+        let dropped = u64::from(self.model.dropout && self.model.blocks[index].ranks > 0);
+        let half_on_host = element < F32 && !self.plain();
+        let late = match half_on_host {
+            false => element * (hidden + wide * (1 + dropped)),
+            true => {
+                // Kernels widen what they read: the last product's operands, or the activation's
+                // states and gradients.
+                let product = F32 * (hidden + wide * (2 + dropped)) + element * (hidden + wide);
+                let states = if self.model.blocks[index].gated { 4 } else { 3 };
+                let activation = F32 * states * wide + element * hidden;
+                product.max(activation)
+            }
+        };
+        let early = match half_on_host {
+            false => element * (hidden + 2 * query + 2 * key),
+            true => F32 * 4 * (query + key) + element * 2 * hidden,
+        };
+        let mut bytes = selected * late;
+        if selected < positions {
+            bytes = bytes.max(positions * early);
+        }
+        if half_on_host {
+            bytes += F32 * hidden * wide;
+        }
+        if let PassDevice::Host { threads } = self.device {
+            let seq = self.shape.seq as u64;
+            bytes += threads as u64 * F32 * seq * 2 * (TILE + self.model.head_dim);
+        }
+        bytes
+    }
+}
+
+/// Bytes of a frozen module's tensors: the one place that knows how they are stored.
+fn stored_bytes(module: &ModuleSpec, dtype: DType) -> u64 {
+    elements(module) * dtype.size() as u64
+}
+
+fn elements(module: &ModuleSpec) -> u64 {
+    let tensors = module.tensors();
+    let counts = tensors.map(|(_, shape)| shape.iter().product::<usize>() as u64);
+    counts.sum()
+}
+
+/// The head over the mean, which no class of Transformers has.
+fn own_head(config: &ModelConfig, options: &ModelOptions) -> u64 {
+    let HeadOptions::Classifier {
+        labels,
+        pooling: Pooling::Mean,
+        ..
+    } = options.head
+    else {
+        return 0;
+    };
+    let (hidden, labels) = (config.hidden as u64, labels as u64);
+    let standardised = 2 * hidden;
+    standardised
+        + match options.head_hidden as u64 {
+            0 => labels * (hidden + 1),
+            units => units * (hidden + 1) + labels * (units + 1),
+        }
+}
+
+/// The layer that a module's path names: the number after `layers.` or `layer.`.
+fn layer_of(path: &str) -> Option<usize> {
+    let mut parts = path.split('.');
+    parts.find(|part| matches!(*part, "layers" | "layer"))?;
+    parts.next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_found_in_paths() {
+        assert_eq!(layer_of("model.layers.11.mlp.up_proj"), Some(11));
+        assert_eq!(layer_of("bert.encoder.layer.0.output.dense"), Some(0));
+        assert_eq!(layer_of("model.norm"), None);
+    }
+}
