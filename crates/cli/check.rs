@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use calor_model::Restriction;
 use calor_train::{CheckReport, RunOptions};
 
 use crate::cache;
@@ -22,6 +23,10 @@ pub struct Arguments {
     recipe: RecipeArguments,
     #[command(flatten)]
     device: DeviceArgument,
+    /// Says what vLLM and mistral.rs would not load of the trained adapter; exit status 1 where that
+    /// is anything
+    #[arg(long)]
+    portable: bool,
     /// Prints JSON
     #[arg(long)]
     json: bool,
@@ -48,9 +53,34 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     if arguments.json {
         output::print_json(&report)?;
     } else {
-        output::print(&show(&report))?;
+        let mut text = show(&report);
+        if arguments.portable {
+            text.push_str(&show_restrictions(&report.restrictions));
+        }
+        output::print(&text)?;
     }
-    Ok(Exit::Done)
+    Ok(
+        match arguments.portable && !report.restrictions.is_empty() {
+            true => Exit::Failed,
+            false => Exit::Done,
+        },
+    )
+}
+
+/// A line for each thing that a program does not load, with what to do about it.
+pub fn show_restrictions(restrictions: &[Restriction]) -> String {
+    if restrictions.is_empty() {
+        return "vLLM and mistral.rs load the adapter.\n".to_owned();
+    }
+    restrictions
+        .iter()
+        .map(|found| {
+            format!(
+                "{}: {}. To do: {}.\n",
+                found.program, found.problem, found.fix
+            )
+        })
+        .collect()
 }
 
 fn show(report: &CheckReport) -> String {

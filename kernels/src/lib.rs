@@ -22,7 +22,7 @@ mod rotary;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use attention::{AttentionOptions, attention};
 pub use cross_entropy::{IGNORED_TARGET, linear_cross_entropy};
-pub use lora_linear::{Lora, dropout_keeps, lora_linear};
+pub use lora_linear::{Lora, dropout, dropout_keeps, lora_linear};
 pub use normalization::{layer_norm, rms_norm};
 pub use rotary::rotary;
 

@@ -15,21 +15,29 @@ use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
 use crate::fusion::FusionOptions;
 use crate::head::{self, HeadOptions, Pooling, Problem};
-use crate::lora::{LoraOptions, Plan};
+use crate::lora::{BiasMode, LoraOptions, Plan};
 use crate::model::{Model, ModelOptions};
-use crate::parameter::{ParameterGroup, ParameterVisitor};
+use crate::parameter::{ParameterGroup, ParameterVisitor, peft_key};
+use crate::pissa::Starts;
 use crate::weights::TensorFile;
 
-const WEIGHTS: &str = "adapter_model.safetensors";
-const CONFIG: &str = "adapter_config.json";
-const OWN_WEIGHTS: &str = "calor.safetensors";
-const OWN_CONFIG: &str = "calor.json";
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
+pub(crate) const CONFIG: &str = "adapter_config.json";
+pub(crate) const OWN_WEIGHTS: &str = "calor.safetensors";
+pub(crate) const OWN_CONFIG: &str = "calor.json";
 /// Version of `calor.json`.
 const OWN_FORMAT: u32 = 1;
 /// PEFT stores the frozen output layer beside a pair on it.
 const OUTPUT_WEIGHT: &str = "base_model.model.lm_head.base_layer.weight";
+/// The same beside a pair on a decoder's token embedding. Of encoders' PEFT does not store it.
+const EMBEDDING_NAME: &str = "embed_tokens";
+/// What PEFT stores with `bias = "all"` and nothing reads: the biases of a head before training, and
+/// those of the trained one a second time, under the names of its wrapper.
+const UNREAD: [&str; 2] = [".original_module.bias", ".modules_to_save.bias"];
+/// Likewise of an encoder without a head: the pooler, which is not run.
+const UNREAD_POOLER: &str = "base_model.model.pooler.dense.bias";
 /// Keys of `adapter_model.safetensors` begin with this.
-const PEFT_PREFIX: &str = "base_model.model.";
+pub(crate) const PEFT_PREFIX: &str = "base_model.model.";
 
 /// `calor.json`: what an adapter's head is, and what reads modality items.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,9 +75,10 @@ impl Model {
     ) -> Result<Model, ModelError> {
         let adapter = AdapterConfig::read(adapter_dir)?;
         let weights = TensorFile::open(&adapter_dir.join(WEIGHTS))?;
-        let (head, head_hidden, fusion) = match read_own(adapter_dir)? {
-            Some(own) => (own.head, own.head_hidden, own.fusion),
-            None => (stored_head(&adapter, &weights, checkpoint)?, 0, None),
+        let head = head_of(adapter_dir, &adapter, &weights, checkpoint)?;
+        let (head_hidden, fusion) = match read_own(adapter_dir)? {
+            Some(own) => (own.head_hidden, own.fusion),
+            None => (0, None),
         };
         let options = ModelOptions {
             lora: adapter.lora.clone(),
@@ -98,8 +107,17 @@ impl Model {
             }
         }
         let plan = plan_of(&adapter, class, checkpoint, head.labels())?;
-        let mut model = Model::build(checkpoint, &options, class, plan, modules_to_save, device)?;
-        model.read_adapter(adapter_dir, &weights)?;
+        let mut model = Model::build(
+            checkpoint,
+            &options,
+            class,
+            plan,
+            modules_to_save,
+            None,
+            device,
+        )?;
+        // One of PEFT's that was not converted holds the pairs alone, for weights without them.
+        model.read_adapter(adapter_dir, &weights, &Starts::default())?;
         Ok(model)
     }
 
@@ -128,15 +146,25 @@ impl Model {
             Some(lora) => lora.plan(self.class, &modules)?,
             None => Plan::new(),
         };
-        for path in plan.keys().chain(self.plan.keys()) {
+        let (_, ours) = self.saved_lora();
+        for path in plan.keys().chain(ours.keys()) {
             let scaling = |plan: &Plan| plan.get(path).map(|pair| (pair.rank, pair.scaling));
-            if scaling(&plan) != scaling(&self.plan) {
+            if scaling(&plan) != scaling(&ours) {
                 return Err(differs(format!(
                     "rank and scaling of `{path}` are {:?}, the model's are {:?}",
                     scaling(&plan),
-                    scaling(&self.plan)
+                    scaling(&ours)
                 )));
             }
+        }
+        let tokens = |lora: &Option<LoraOptions>| {
+            lora.as_ref()
+                .map_or_else(Vec::new, |lora| lora.trained_tokens.clone())
+        };
+        if tokens(&adapter.lora) != tokens(&self.options.lora) {
+            return Err(differs(
+                "`trainable_token_indices` are other tokens than the model's".to_owned(),
+            ));
         }
         if let Some(own) = read_own(adapter_dir)? {
             if own.head != self.options.head {
@@ -156,11 +184,26 @@ impl Model {
             }
         }
         let weights = TensorFile::open(&adapter_dir.join(WEIGHTS))?;
-        self.read_adapter(adapter_dir, &weights)
+        let starts = Starts::of(self);
+        self.read_adapter(adapter_dir, &weights, &starts)
+    }
+
+    /// What the adapter is saved as; see [`LoraOptions::saved`].
+    fn saved_lora(&self) -> (Option<LoraOptions>, Plan) {
+        match &self.options.lora {
+            Some(lora) => {
+                let (lora, plan) = lora.saved(&self.plan);
+                (Some(lora), plan)
+            }
+            None => (None, Plan::new()),
+        }
     }
 
     /// Writes everything trained to an adapter folder that PEFT loads; see the module's
     /// documentation for the files. Each file appears whole or not at all.
+    ///
+    /// Pairs that started from singular vectors are written with twice their rank, for the weights
+    /// as they were pretrained.
     ///
     /// # Errors
     /// A folder that cannot be written.
@@ -171,19 +214,24 @@ impl Model {
     ) -> Result<(), ModelError> {
         let mut collected = Collect::default();
         self.clone().visit_trainable(&mut collected);
+        Starts::of(self).join(&mut collected);
         let modules = self
             .class
             .modules(self.config(), self.options.head.labels());
+        let (lora, plan) = self.saved_lora();
         let config = AdapterConfig {
-            lora: self.options.lora.clone(),
+            lora,
             base_model_name_or_path: Some(base_model_name_or_path.to_owned()),
             class: self.class,
             modules_to_save: self.modules_to_save.clone(),
             path: dir.join(CONFIG),
         };
-        let config = config.write(&self.plan, &modules)?;
+        let config = config.write(&plan, &modules)?;
         if let Some(weight) = self.adapted_output_weight() {
             collected.insert(OUTPUT_WEIGHT, weight);
+        }
+        if let Some((name, weight)) = self.adapted_embedding() {
+            collected.insert(&name, weight);
         }
         let (peft, own): (Vec<_>, Vec<_>) = collected
             .tensors
@@ -213,8 +261,23 @@ impl Model {
         write(&dir.join(CONFIG), config.as_bytes())
     }
 
+    /// The frozen weight of a token embedding with a pair, where PEFT stores it, and its key.
+    fn adapted_embedding(&self) -> Option<(String, Tensor<2>)> {
+        let embedding = self.token_embedding();
+        let stem = embedding.weight.name.strip_suffix(".weight")?;
+        (embedding.pair.is_some() && stem.ends_with(EMBEDDING_NAME)).then(|| {
+            let name = peft_key(&format!("{stem}.base_layer.weight"));
+            (name, embedding.weight.tensor.clone().inner())
+        })
+    }
+
     /// Checks every key of the folder, then takes the tensors.
-    fn read_adapter(&mut self, dir: &Path, weights: &TensorFile) -> Result<(), ModelError> {
+    fn read_adapter(
+        &mut self,
+        dir: &Path,
+        weights: &TensorFile,
+        starts: &Starts,
+    ) -> Result<(), ModelError> {
         let own = dir.join(OWN_WEIGHTS);
         let own = match own.exists() {
             true => Some(TensorFile::open(&own)?),
@@ -222,11 +285,18 @@ impl Model {
         };
         let mut expected = Collect::default();
         self.clone().visit_trainable(&mut expected);
+        starts.join(&mut expected);
         let output = self.adapted_output_weight();
         if let Some(weight) = output.clone()
             && weights.entry(OUTPUT_WEIGHT).is_some()
         {
             expected.insert(OUTPUT_WEIGHT, weight);
+        }
+        let embedding = self
+            .adapted_embedding()
+            .filter(|(name, _)| weights.entry(name).is_some());
+        if let Some((name, weight)) = embedding.clone() {
+            expected.insert(&name, weight);
         }
         let mut used = BTreeSet::new();
         for (name, tensor) in &expected.tensors {
@@ -253,7 +323,12 @@ impl Model {
             used.insert(name.clone());
         }
         for file in [Some(weights), own.as_ref()].into_iter().flatten() {
-            if let Some((name, _)) = file.entries().find(|(name, _)| !used.contains(*name)) {
+            let lora = self.options.lora.as_ref();
+            let unread = |name: &str| lora.is_some_and(|lora| unread(lora, name));
+            if let Some((name, _)) = file
+                .entries()
+                .find(|(name, _)| !used.contains(*name) && !unread(name))
+            {
                 return Err(ModelError::UnusedTensor {
                     path: file.path().to_owned(),
                     tensor: name.to_owned(),
@@ -266,7 +341,7 @@ impl Model {
                 true => weights,
                 false => own.as_ref().expect("its keys were found"),
             };
-            let floats = file.floats(&name)?;
+            let floats = starts.split(file, &name, file.floats(&name)?)?;
             values.insert(name, floats);
         }
         let device = self.device().clone();
@@ -276,6 +351,13 @@ impl Model {
             if stored.to_data() != weight.to_data() {
                 self.set_output_weight(stored);
             }
+        }
+        if let Some((name, weight)) = embedding
+            && let Some(stored) = values.remove(&name)
+        {
+            let data = TensorData::new(stored, weight.shape());
+            let stored = Tensor::<2>::from_data(data, (&device, DType::F32)).cast(weight.dtype());
+            self.token_embedding_mut().weight.tensor = stored;
         }
         self.visit_trainable(&mut Assign { values, device });
         Ok(())
@@ -299,6 +381,49 @@ fn plan_of(
         }
         .plan(class, &modules),
     }
+}
+
+/// Whether a tensor is one that PEFT stores and nothing reads.
+pub(crate) fn unread(lora: &LoraOptions, name: &str) -> bool {
+    lora.bias == BiasMode::All
+        && (UNREAD.iter().any(|end| name.ends_with(end)) || name == UNREAD_POOLER)
+}
+
+/// Keys of a module's pair, `A` first: those of an embedding where the file has them.
+pub(crate) fn pair_names(file: &TensorFile, path: &str) -> [String; 2] {
+    let names = |ends: [&str; 2]| ends.map(|end| peft_key(&format!("{path}.{end}")));
+    let embedding = names(["lora_embedding_A", "lora_embedding_B"]);
+    match file.entry(&embedding[0]) {
+        Some(_) => embedding,
+        None => names(["lora_A.weight", "lora_B.weight"]),
+    }
+}
+
+/// What an adapter's model predicts.
+pub(crate) fn head_of(
+    dir: &Path,
+    adapter: &AdapterConfig,
+    weights: &TensorFile,
+    checkpoint: &Checkpoint,
+) -> Result<HeadOptions, ModelError> {
+    match read_own(dir)? {
+        Some(own) => Ok(own.head),
+        None => stored_head(adapter, weights, checkpoint),
+    }
+}
+
+/// How many logits the class's own head has that is stored with an adapter; 0 without one.
+pub(crate) fn stored_labels(
+    adapter: &AdapterConfig,
+    weights: &TensorFile,
+    checkpoint: &Checkpoint,
+) -> Result<usize, ModelError> {
+    stored_head(adapter, weights, checkpoint).map(|head| head.labels())
+}
+
+/// Whether an adapter has parts that make soft tokens of modality items.
+pub(crate) fn has_soft_tokens(dir: &Path) -> Result<bool, ModelError> {
+    Ok(read_own(dir)?.is_some_and(|own| own.fusion.is_some()))
 }
 
 /// The head of an adapter that has no `calor.json`.
@@ -354,16 +479,43 @@ fn read_own(dir: &Path) -> Result<Option<OwnConfig>, ModelError> {
     Ok(Some(own))
 }
 
-/// A tensor on the host.
+/// A tensor of f32 on the host.
 #[derive(Debug)]
-struct HostTensor {
-    shape: Vec<usize>,
+pub(crate) struct HostTensor {
+    pub shape: Vec<usize>,
     bytes: Vec<u8>,
 }
 
+impl HostTensor {
+    pub fn new(shape: Vec<usize>, values: &[f32]) -> HostTensor {
+        HostTensor {
+            shape,
+            bytes: values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        }
+    }
+
+    pub fn of<const D: usize>(tensor: Tensor<D>) -> HostTensor {
+        let data = tensor.into_data_dtype(DType::F32);
+        HostTensor {
+            shape: data.shape().to_vec(),
+            bytes: data.bytes().to_vec(),
+        }
+    }
+
+    pub fn values(&self) -> Vec<f32> {
+        self.bytes
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4 bytes")))
+            .collect()
+    }
+}
+
 #[derive(Default)]
-struct Collect {
-    tensors: BTreeMap<String, HostTensor>,
+pub(crate) struct Collect {
+    pub tensors: BTreeMap<String, HostTensor>,
 }
 
 impl ParameterVisitor for Collect {
@@ -374,14 +526,7 @@ impl ParameterVisitor for Collect {
 
 impl Collect {
     fn insert<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) {
-        let data = tensor.into_data_dtype(DType::F32);
-        self.tensors.insert(
-            name.to_owned(),
-            HostTensor {
-                shape: data.shape().to_vec(),
-                bytes: data.bytes().to_vec(),
-            },
-        );
+        self.tensors.insert(name.to_owned(), HostTensor::of(tensor));
     }
 }
 
@@ -400,7 +545,10 @@ impl ParameterVisitor for Assign {
     }
 }
 
-fn serialize(dir: &Path, tensors: Vec<(String, HostTensor)>) -> Result<Vec<u8>, ModelError> {
+pub(crate) fn serialize(
+    dir: &Path,
+    tensors: Vec<(String, HostTensor)>,
+) -> Result<Vec<u8>, ModelError> {
     let views: Vec<(&str, TensorView)> = tensors
         .iter()
         .map(|(name, tensor)| {
@@ -417,7 +565,7 @@ fn serialize(dir: &Path, tensors: Vec<(String, HostTensor)>) -> Result<Vec<u8>, 
 }
 
 /// Writes under a temporary name in the same folder, then renames.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     let name = path
         .file_name()
         .expect("a file of an adapter folder")

@@ -19,9 +19,12 @@ mod architecture;
 mod attention;
 mod builder;
 mod checkpoint;
+mod combine;
 mod config;
 mod config_file;
 mod decoder;
+mod dora;
+mod embedding;
 mod encoder;
 mod error;
 mod fusion;
@@ -32,14 +35,19 @@ mod lora;
 pub mod loss;
 mod mapped;
 mod matching;
+mod merge;
+mod merged;
 mod mlp;
 mod model;
 mod norm;
 mod parameter;
 pub mod parity;
+mod pissa;
+mod portable;
 mod random;
 mod rope;
 mod run;
+mod singular;
 mod start;
 mod stored;
 mod towers;
@@ -47,6 +55,7 @@ mod weights;
 
 pub use adapter_config::AdapterConfig;
 pub use checkpoint::Checkpoint;
+pub use combine::{Combination, Weighted};
 pub use config::{Family, ModelConfig, ModelType};
 pub use error::ModelError;
 pub use fusion::{
@@ -55,10 +64,12 @@ pub use fusion::{
     WindowsOptions,
 };
 pub use head::{HeadOptions, Pooling, Problem};
-pub use lora::{LoraOptions, Targets};
+pub use lora::{BiasMode, LoraOptions, PairInit, Targets};
 pub use matching::{Patterned, Patterns};
+pub use merged::{Agreement, MergeOptions, Merged, merge};
 pub use model::{Model, ModelOptions, ModelSize};
 pub use parameter::{ParameterGroup, ParameterVisitor};
+pub use portable::{Restriction, restrictions};
 pub use run::{Mode, ModelInput, SampleSpan, shifted_targets};
 pub use towers::{
     ItemShape, Tower, TowerCheckpoint, TowerConfig, TowerInput, TowerOptions, TowerType,

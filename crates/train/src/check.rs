@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use calor_meter::{Meter, Purpose, Quantity};
-use calor_model::{Mode, Model, ModelSize};
+use calor_model::{Mode, Model, ModelSize, Restriction};
 use calor_records::Split;
 use calor_sequence::{PrefetchedBatch, PrepareReport, Step, collate};
 use serde::Serialize;
@@ -44,6 +44,8 @@ pub struct CheckReport {
     pub total_steps: u64,
     /// The step that needs the most memory, tried once.
     pub trial: Trial,
+    /// What vLLM and mistral.rs would not load of the adapter.
+    pub restrictions: Vec<Restriction>,
     /// What a person should know.
     pub warnings: Vec<String>,
 }
@@ -86,7 +88,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
     } = Opening::new(options, observer)?;
 
     observer.stage(Stage::Load);
-    let options_of_model = model_options(recipe, &checkpoint, task.classes.len(), fusion);
+    let options_of_model = model_options(recipe, &checkpoint, task.classes.len(), fusion)?;
     let mut model = Model::load(&checkpoint, &options_of_model, &device)?;
     if let Some(prior) = prior {
         model.start_from(&prior);
@@ -169,6 +171,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
             host_peak_bytes: memory.host_peak_bytes,
             device_peak_bytes: memory.device_peak_bytes,
         },
+        restrictions: model.restrictions(),
         warnings,
     })
 }

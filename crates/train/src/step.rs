@@ -106,12 +106,10 @@ impl TrainStep {
             match watched {
                 Some(before) => {
                     self.watch_adapter = false;
-                    unmoved(
-                        model,
-                        &before,
-                        1.0 - rates.adapter * self.weight_decay,
-                        step,
-                    )
+                    let decay = |name: &str| {
+                        1.0 - rates.of(name, ParameterGroup::Adapter) * self.weight_decay
+                    };
+                    unmoved(model, &before, decay, step)
                 }
                 None => Ok(Vec::new()),
             }
@@ -170,27 +168,26 @@ fn adapter_tensors<P: Parameters>(model: &mut P) -> Vec<(String, Tensor<1>)> {
 
 /// Names of adapter tensors that did nothing but decay; an error if that is all of them.
 ///
-/// `lora_B` starts at zero, so `lora_A` has no gradient yet and only `lora_B` is looked at
-/// where both are there.
+/// One half of a pair starts at zero, so the other has no gradient yet and only the half that is
+/// zero is looked at: `lora_B` of a linear layer, `lora_embedding_A` of an embedding.
 fn unmoved<P: Parameters>(
     model: &mut P,
     before: &[(String, Tensor<1>)],
-    decay: f64,
+    decay: impl Fn(&str) -> f64,
     step: u64,
 ) -> Result<Vec<String>, TrainError> {
     let after = adapter_tensors(model);
     let moved = |index: usize| {
-        let difference = after[index].1.clone() - before[index].1.clone().mul_scalar(decay);
+        let (name, after) = &after[index];
+        let difference = after.clone() - before[index].1.clone().mul_scalar(decay(name));
         difference.abs().max().into_scalar::<f32>() > 0.0
     };
+    let watched = |name: &str| !name.contains("lora_A") && !name.contains("lora_embedding_B");
     let unmoved: Vec<String> = (0..after.len())
-        .filter(|index| !after[*index].0.contains("lora_A") && !moved(*index))
+        .filter(|index| watched(&after[*index].0) && !moved(*index))
         .map(|index| after[index].0.clone())
         .collect();
-    let watched = after
-        .iter()
-        .filter(|(name, _)| !name.contains("lora_A"))
-        .count();
+    let watched = after.iter().filter(|(name, _)| watched(name)).count();
     if unmoved.len() == watched {
         return Err(TrainError::AdapterDidNotMove {
             step,

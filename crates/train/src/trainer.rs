@@ -12,13 +12,13 @@ use crate::artifacts::metrics::{EvaluationLine, MetricsFile, MetricsLine, StepLi
 use crate::artifacts::report::Report;
 use crate::artifacts::tensorboard::TensorBoard;
 use crate::calibration;
-use crate::checkpoint::{Checkpoints, Session, TrainerState};
+use crate::checkpoint::{Checkpoints, FoundCheckpoint, Session, TrainerState};
 use crate::device::synchronise;
 use crate::evaluation::Scoring;
 use crate::finish::{Finished, finish};
 use crate::observer::{Observer, Stage, StepProgress, StopFlag};
 use crate::opening::Opening;
-use crate::optimizer::{AdamWOptions, LearningRates};
+use crate::optimizer::{AdamWOptions, LearningRates, LoraPlus};
 use crate::recipe::{AdapterKind, Metric};
 use crate::run_folder::RunFolder;
 use crate::seed::derive;
@@ -88,9 +88,11 @@ pub fn train(
     // The model: frozen backbone, adapter, head.
     observer.stage(Stage::Load);
     let hashing = Hashing::start(&options.checkpoint);
-    let mut model = Model::load(
+    let (found, broken) = checkpoints.latest()?;
+    let mut model = Model::load_again(
         &checkpoint,
-        &model_options(recipe, &checkpoint, task.classes.len(), fusion),
+        &model_options(recipe, &checkpoint, task.classes.len(), fusion)?,
+        found.as_ref().map(FoundCheckpoint::adapter).as_deref(),
         &device,
     )?;
     let adamw = AdamWOptions {
@@ -116,7 +118,6 @@ pub fn train(
     let data_hash = data.prepared.report().hash.clone();
     let mut state = TrainerState::new(data_hash.clone());
     let mut last_checkpoint = None;
-    let (found, broken) = checkpoints.latest()?;
     for path in broken {
         observer.warning(&format!(
             "{} is not complete and is passed over",
@@ -293,6 +294,10 @@ pub fn train(
             head: head_rate * factor,
             encoder: recipe.train.encoder_learning_rate.unwrap_or(head_rate) * factor,
             projector: recipe.train.projector_learning_rate.unwrap_or(head_rate) * factor,
+            lora_plus: recipe.train.lora_plus_ratio.map(|ratio| LoraPlus {
+                ratio,
+                embedding: recipe.train.lora_plus_embedding_learning_rate * factor,
+            }),
         };
         let Some(first) = meter.time(Phase::Data, || batches.next()) else {
             unreachable!("the plan has a batch for every step");
