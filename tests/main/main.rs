@@ -15,6 +15,7 @@ mod cohort;
 mod errors;
 mod fetch;
 mod help;
+mod merge;
 mod modalities;
 mod recipes;
 mod support;

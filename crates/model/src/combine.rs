@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{self, HostTensor, OWN_CONFIG, OWN_WEIGHTS, WEIGHTS};
 use crate::adapter_config::AdapterConfig;
+use crate::adapter_file::{self, HostTensor, OWN_CONFIG, OWN_WEIGHTS, WEIGHTS};
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
 use crate::lora::{BiasMode, LoraOptions, Pair, PairInit, Plan, Targets};
@@ -151,14 +151,14 @@ pub(crate) fn combine(
         modules_to_save: head.map_or_else(Vec::new, |index| {
             opened[index].config.modules_to_save.clone()
         }),
-        path: out.join(adapter::CONFIG),
+        path: out.join(adapter_file::CONFIG),
     };
-    let labels = adapter::stored_labels(&first.config, &first.file, checkpoint)?;
+    let labels = adapter_file::stored_labels(&first.config, &first.file, checkpoint)?;
     let modules = first.config.class.modules(checkpoint.config(), labels);
     let text = config.write(&plan, &modules)?;
     std::fs::create_dir_all(out).map_err(ModelError::io(out))?;
     let tensors: Vec<_> = tensors.into_iter().collect();
-    adapter::write(&out.join(WEIGHTS), &adapter::serialize(out, tensors)?)?;
+    adapter_file::write(&out.join(WEIGHTS), &adapter_file::serialize(out, tensors)?)?;
     if let Some(index) = head {
         for name in [OWN_CONFIG, OWN_WEIGHTS] {
             let from = adapters[index].adapter.join(name);
@@ -167,7 +167,7 @@ pub(crate) fn combine(
             }
         }
     }
-    adapter::write(&out.join(adapter::CONFIG), text.as_bytes())
+    adapter_file::write(&out.join(adapter_file::CONFIG), text.as_bytes())
 }
 
 /// Which adapter has a head, or other modules that are trained in full.
@@ -270,7 +270,7 @@ impl Opened {
         let folder = &weighted.adapter;
         let config = AdapterConfig::read(folder)?;
         let file = TensorFile::open(&folder.join(WEIGHTS))?;
-        let labels = adapter::stored_labels(&config, &file, checkpoint)?;
+        let labels = adapter_file::stored_labels(&config, &file, checkpoint)?;
         let lora = config.lora.clone().unwrap_or_default();
         let refused = |what: &str| ModelError::Config {
             path: config.path.clone(),
@@ -291,7 +291,7 @@ impl Opened {
         if lora.init != PairInit::Default {
             return Err(refused("pairs whose start was not subtracted (PiSSA)"));
         }
-        if adapter::has_soft_tokens(folder)? {
+        if adapter_file::has_soft_tokens(folder)? {
             return Err(refused("what makes soft tokens of modality items"));
         }
         let plan = match &config.lora {
@@ -312,7 +312,7 @@ impl Opened {
 
     /// The names of a module's pair in the file, `A` first, and its part of the sum.
     fn part(&self, path: &str, pair: &Pair) -> Result<([String; 2], Part), ModelError> {
-        let names = adapter::pair_names(&self.file, path);
+        let names = adapter_file::pair_names(&self.file, path);
         let part = Part {
             a: self.file.floats(&names[0])?,
             b: self.file.floats(&names[1])?,

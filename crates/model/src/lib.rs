@@ -14,6 +14,7 @@
 
 mod adapter;
 mod adapter_config;
+mod adapter_file;
 mod affine;
 mod architecture;
 mod attention;

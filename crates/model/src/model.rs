@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use serde::Serialize;
 
-use crate::adapter;
+use crate::adapter_file;
 use crate::architecture::{ModuleSpec, TaskClass};
 use crate::attention::Masking;
 use crate::builder::Builder;
@@ -159,7 +159,7 @@ impl Model {
         let starts_from_weights = plan.values().any(|pair| pair.init != PairInit::Default);
         let starts = saved_adapter
             .filter(|_| starts_from_weights)
-            .map(|folder| folder.join(adapter::WEIGHTS));
+            .map(|folder| folder.join(adapter_file::WEIGHTS));
         Model::build(
             checkpoint,
             options,

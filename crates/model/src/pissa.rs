@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use crate::adapter::{Collect, HostTensor};
+use crate::adapter_file::{Collect, HostTensor};
 use crate::error::ModelError;
 use crate::lora::{Pair, PairInit};
 use crate::model::Model;

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::adapter::{self, WEIGHTS};
 use crate::adapter_config::AdapterConfig;
+use crate::adapter_file::{self, WEIGHTS};
 use crate::architecture::TaskClass;
 use crate::checkpoint::Checkpoint;
 use crate::config::Family;
@@ -43,7 +43,7 @@ pub fn restrictions(
 ) -> Result<Vec<Restriction>, ModelError> {
     let config = AdapterConfig::read(adapter_dir)?;
     let file = TensorFile::open(&adapter_dir.join(WEIGHTS))?;
-    let labels = adapter::stored_labels(&config, &file, checkpoint)?;
+    let labels = adapter_file::stored_labels(&config, &file, checkpoint)?;
     let modules = config.class.modules(checkpoint.config(), labels);
     let plan = match &config.lora {
         Some(lora) => lora.plan(config.class, &modules)?,
@@ -55,7 +55,7 @@ pub fn restrictions(
         class: config.class,
         family: checkpoint.config().family(),
         modules_to_save: config.modules_to_save,
-        soft_tokens: adapter::has_soft_tokens(adapter_dir)?,
+        soft_tokens: adapter_file::has_soft_tokens(adapter_dir)?,
     }
     .restrictions())
 }

@@ -16,6 +16,7 @@ use calor_model::{
 use calor_train::optimizer::{AdamWOptions, LearningRates, LoraPlus};
 use calor_train::step::TrainStep;
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 
 /// Losses are means of a few dozen terms near 1, computed in f32 in another order than PyTorch's; ten
@@ -156,6 +157,44 @@ fn a_model_that_starts_from_its_weights_starts_again_from_what_it_saved() {
             Model::load_again(&checkpoint, &options, Some(written.path()), &device()).unwrap();
         resumed.load_adapter(written.path()).unwrap();
         assert_eq!(states(&resumed, &input), states(&model, &input), "{family}");
+    }
+}
+
+/// Writes an adapter of every variant, away from its start, and what it computes, for
+/// `scripts/references/check_adapter.py` to load in PEFT: into the folder that `CALOR_VARIANTS` names.
+#[test]
+#[ignore = "writes files for a script"]
+fn variants_for_peft() {
+    let Some(out) = std::env::var_os("CALOR_VARIANTS").map(PathBuf::from) else {
+        return;
+    };
+    for family in ["llama", "bert"] {
+        for variant in VARIANTS {
+            let (folder, steps) = fixture(family, variant);
+            let checkpoint = Checkpoint::open(&checkpoint_folder(&steps.base)).unwrap();
+            let mut model = load(&checkpoint, &folder);
+            model.visit_trainable(&mut Perturb);
+            let out = out.join(format!("{family}-{variant}"));
+            model.save_adapter(&out, &steps.base).unwrap();
+            let (input, _) = batch(family);
+            let logits = states(&model, &input);
+            let [rows, seq] = input.input_ids.dims();
+            let shape = match family {
+                "llama" => vec![rows, seq, logits.len() / (rows * seq)],
+                _ => vec![rows, logits.len() / rows],
+            };
+            let bytes = std::fs::read(here().join(format!("{family}.safetensors"))).unwrap();
+            let given = SafeTensors::deserialize(&bytes).unwrap();
+            let logits: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let logits = TensorView::new(Dtype::F32, shape, &logits).unwrap();
+            let tensors = [
+                ("input_ids", given.tensor("input_ids").unwrap()),
+                ("attention_mask", given.tensor("attention_mask").unwrap()),
+                ("logits", logits),
+            ];
+            let expect = safetensors::serialize(tensors, None).unwrap();
+            std::fs::write(out.join("expect.safetensors"), expect).unwrap();
+        }
     }
 }
 
