@@ -91,7 +91,8 @@ pub enum PairInit {
     Default,
     /// The largest singular values of the weight and their vectors, which the frozen weight then
     /// lacks (PiSSA, Meng et al. 2024). The adapter is saved with twice the rank, for the weights as
-    /// they were pretrained.
+    /// they were pretrained. Of half-precision weights the rest is rounded to their type: such a model
+    /// starts a rounding away from the pretrained one, and its adapter is used as far from training.
     Pissa,
     /// As [`PairInit::Pissa`], by so many rounds of subspace iteration from a random start (Halko et
     /// al. 2011) instead of the whole decomposition.
@@ -331,6 +332,12 @@ impl LoraOptions {
             if !alpha.is_finite() {
                 return Err(ModelError::options(format!(
                     "the adapter's alpha for `{path}` is {alpha}"
+                )));
+            }
+            if self.init != PairInit::Default && alpha <= 0.0 {
+                return Err(ModelError::options(format!(
+                    "the adapter's alpha for `{path}` is {alpha}; a pair that starts from singular \
+                     values needs one above 0"
                 )));
             }
             if self.init != PairInit::Default && rank > module.shape[0].min(module.shape[1]) {

@@ -1,8 +1,10 @@
 //! What other programs ask of an adapter beyond what PEFT does.
 //!
-//! vLLM: `vllm/config/lora.py` (`MaxLoRARanks`), `vllm/lora/peft_helper.py` and `vllm/lora/utils.py`
-//! of 0.11 and after. mistral.rs: `LoraConfig::validate_dynamic` in `mistralrs-quant/src/lora/mod.rs`
-//! and `dynamic/loader.rs` of 0.6 and after. Both as they were in November 2026.
+//! vLLM: `vllm/config/lora.py` (`MaxLoRARanks`), `vllm/lora/peft_helper.py` (`PEFTHelper`: DoRA and
+//! `modules_to_save` refused, one scaling of `r` and `lora_alpha` for all modules) and
+//! `vllm/lora/utils.py` (`parse_fine_tuned_lora_name`: no other tensors than pairs). mistral.rs:
+//! `mistralrs-quant/src/lora/mod.rs` (`LoraConfig::validate_dynamic`) and `dynamic/loader.rs` beside it
+//! (no pairs on embeddings and the output layer, no other tensors). Both as read in November 2026.
 
 use std::path::Path;
 
