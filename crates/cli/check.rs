@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use calor_model::Restriction;
 use calor_train::{CheckReport, RunOptions};
 
 use crate::cache;
@@ -23,6 +24,10 @@ pub struct Arguments {
     recipe: RecipeArguments,
     #[command(flatten)]
     device: DeviceArgument,
+    /// Says what vLLM and mistral.rs would not load of the trained adapter; exit status 1 where that
+    /// is anything
+    #[arg(long)]
+    portable: bool,
     /// Prints JSON
     #[arg(long)]
     json: bool,
@@ -30,15 +35,25 @@ pub struct Arguments {
 
 /// Checks, and prints what the run would be.
 pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    checked(&arguments.recipe, &arguments.device, arguments.json)
+    checked(
+        &arguments.recipe,
+        &arguments.device,
+        arguments.portable,
+        arguments.json,
+    )
 }
 
 /// As the verb does, a recipe as it stands.
 pub fn recipe(path: &Path, device: &DeviceArgument) -> Result<Exit, Failure> {
-    checked(&RecipeArguments::of(path), device, false)
+    checked(&RecipeArguments::of(path), device, false, false)
 }
 
-fn checked(recipe: &RecipeArguments, device: &DeviceArgument, json: bool) -> Result<Exit, Failure> {
+fn checked(
+    recipe: &RecipeArguments,
+    device: &DeviceArgument,
+    portable: bool,
+    json: bool,
+) -> Result<Exit, Failure> {
     let device = device.spec()?;
     let (recipe, checkpoint) = recipe.load()?;
     // Nothing is written there: a check leaves no run folder behind.
@@ -58,9 +73,32 @@ fn checked(recipe: &RecipeArguments, device: &DeviceArgument, json: bool) -> Res
     if json {
         output::print_json(&report)?;
     } else {
-        output::print(&show(&report))?;
+        let mut text = show(&report);
+        if portable {
+            text.push_str(&show_restrictions(&report.restrictions));
+        }
+        output::print(&text)?;
     }
-    Ok(Exit::Done)
+    Ok(match portable && !report.restrictions.is_empty() {
+        true => Exit::Failed,
+        false => Exit::Done,
+    })
+}
+
+/// A line for each thing that a program does not load, with what to do about it.
+pub fn show_restrictions(restrictions: &[Restriction]) -> String {
+    if restrictions.is_empty() {
+        return "vLLM and mistral.rs load the adapter.\n".to_owned();
+    }
+    restrictions
+        .iter()
+        .map(|found| {
+            format!(
+                "{}: {}. To do: {}.\n",
+                found.program, found.problem, found.fix
+            )
+        })
+        .collect()
 }
 
 fn show(report: &CheckReport) -> String {

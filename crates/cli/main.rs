@@ -16,6 +16,7 @@ mod failure;
 mod fetch;
 mod hub;
 mod init;
+mod merge;
 mod output;
 mod parity;
 mod predict;
@@ -69,6 +70,8 @@ enum Verb {
     Evaluate(evaluate::Arguments),
     /// Writes a trained run's predictions for a cohort
     Predict(predict::Arguments),
+    /// Folds an adapter into its checkpoint, or combines several adapters
+    Merge(merge::Arguments),
     /// Compares a checkpoint's outputs and gradients with a reference
     Parity(parity::Arguments),
     /// Measures throughput, energy and memory
@@ -100,6 +103,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Train(arguments) => train::run(&arguments),
         Verb::Evaluate(arguments) => evaluate::run(&arguments),
         Verb::Predict(arguments) => predict::run(&arguments),
+        Verb::Merge(arguments) => merge::run(&arguments),
         Verb::Parity(arguments) => parity::run(&arguments),
         Verb::Bench(verb) => bench::run(&verb),
         Verb::Report(arguments) => report::run(&arguments),

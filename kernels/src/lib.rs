@@ -23,7 +23,7 @@ mod rotary;
 pub use activation::{gelu, gelu_tanh, swiglu};
 pub use attention::{AttentionOptions, attention};
 pub use cross_entropy::{IGNORED_TARGET, fuses_cross_entropy, linear_cross_entropy};
-pub use lora_linear::{Lora, dropout_keeps, lora_linear};
+pub use lora_linear::{Lora, dropout, dropout_keeps, lora_linear};
 pub use normalization::{layer_norm, rms_norm};
 pub use recompute::{AnyTensor, KeptOn, Segment, SegmentGradients, Wanted, recompute};
 pub use rotary::rotary;

@@ -41,6 +41,7 @@ fn every_verb_explains_itself() {
         "train",
         "evaluate",
         "predict",
+        "merge",
         "parity",
         "bench step",
         "report",

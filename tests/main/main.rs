@@ -16,6 +16,7 @@ mod errors;
 mod fetch;
 mod help;
 mod init;
+mod merge;
 mod modalities;
 mod recipes;
 mod support;

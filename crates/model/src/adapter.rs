@@ -1,51 +1,30 @@
 //! Adapter folders: `adapter_config.json` and `adapter_model.safetensors` as PEFT has them, and
 //! `calor.json` and `calor.safetensors` for what PEFT has no place for.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
-use safetensors::tensor::{Dtype, TensorView};
-use serde::{Deserialize, Serialize};
 
 use crate::adapter_config::AdapterConfig;
+use crate::adapter_file::{
+    CONFIG, Collect, OWN_CONFIG, OWN_FORMAT, OWN_WEIGHTS, OwnConfig, PEFT_PREFIX, WEIGHTS, head_of,
+    read_own, serialize, unread, write,
+};
 use crate::architecture::TaskClass;
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
-use crate::fusion::FusionOptions;
-use crate::head::{self, HeadOptions, Pooling, Problem};
+use crate::head;
 use crate::lora::{LoraOptions, Plan};
 use crate::model::{Model, ModelOptions};
-use crate::parameter::{ParameterGroup, ParameterVisitor};
+use crate::parameter::{ParameterGroup, ParameterVisitor, peft_key};
+use crate::pissa::Starts;
 use crate::weights::TensorFile;
 
-const WEIGHTS: &str = "adapter_model.safetensors";
-const CONFIG: &str = "adapter_config.json";
-const OWN_WEIGHTS: &str = "calor.safetensors";
-const OWN_CONFIG: &str = "calor.json";
-/// Version of `calor.json`.
-const OWN_FORMAT: u32 = 1;
 /// PEFT stores the frozen output layer beside a pair on it.
 const OUTPUT_WEIGHT: &str = "base_model.model.lm_head.base_layer.weight";
-/// Keys of `adapter_model.safetensors` begin with this.
-const PEFT_PREFIX: &str = "base_model.model.";
-
-/// `calor.json`: what an adapter's head is, and what reads modality items.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct OwnConfig {
-    format: u32,
-    head: HeadOptions,
-    #[serde(default, skip_serializing_if = "is_zero")]
-    head_hidden: usize,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    fusion: Option<FusionOptions>,
-}
-
-/// What is 0 is not written, so that a head without a hidden layer reads as it always did.
-fn is_zero(units: &usize) -> bool {
-    *units == 0
-}
+/// The same beside a pair on a decoder's token embedding. Of encoders' PEFT does not store it.
+const EMBEDDING_NAME: &str = "embed_tokens";
 
 impl Model {
     /// A checkpoint with an adapter on it, as its folder describes it: one of ours, or PEFT's.
@@ -67,9 +46,10 @@ impl Model {
     ) -> Result<Model, ModelError> {
         let adapter = AdapterConfig::read(adapter_dir)?;
         let weights = TensorFile::open(&adapter_dir.join(WEIGHTS))?;
-        let (head, head_hidden, fusion) = match read_own(adapter_dir)? {
-            Some(own) => (own.head, own.head_hidden, own.fusion),
-            None => (stored_head(&adapter, &weights, checkpoint)?, 0, None),
+        let head = head_of(adapter_dir, &adapter, &weights, checkpoint)?;
+        let (head_hidden, fusion) = match read_own(adapter_dir)? {
+            Some(own) => (own.head_hidden, own.fusion),
+            None => (0, None),
         };
         let options = ModelOptions {
             lora: adapter.lora.clone(),
@@ -98,8 +78,17 @@ impl Model {
             }
         }
         let plan = plan_of(&adapter, class, checkpoint, head.labels())?;
-        let mut model = Model::build(checkpoint, &options, class, plan, modules_to_save, device)?;
-        model.read_adapter(adapter_dir, &weights)?;
+        let mut model = Model::build(
+            checkpoint,
+            &options,
+            class,
+            plan,
+            modules_to_save,
+            None,
+            device,
+        )?;
+        // One of PEFT's that was not converted holds the pairs alone, for weights without them.
+        model.read_adapter(adapter_dir, &weights, &Starts::default())?;
         Ok(model)
     }
 
@@ -128,15 +117,25 @@ impl Model {
             Some(lora) => lora.plan(self.class, &modules)?,
             None => Plan::new(),
         };
-        for path in plan.keys().chain(self.plan.keys()) {
+        let (_, ours) = self.saved_lora();
+        for path in plan.keys().chain(ours.keys()) {
             let scaling = |plan: &Plan| plan.get(path).map(|pair| (pair.rank, pair.scaling));
-            if scaling(&plan) != scaling(&self.plan) {
+            if scaling(&plan) != scaling(&ours) {
                 return Err(differs(format!(
                     "rank and scaling of `{path}` are {:?}, the model's are {:?}",
                     scaling(&plan),
-                    scaling(&self.plan)
+                    scaling(&ours)
                 )));
             }
+        }
+        let tokens = |lora: &Option<LoraOptions>| {
+            lora.as_ref()
+                .map_or_else(Vec::new, |lora| lora.trained_tokens.clone())
+        };
+        if tokens(&adapter.lora) != tokens(&self.options.lora) {
+            return Err(differs(
+                "`trainable_token_indices` are other tokens than the model's".to_owned(),
+            ));
         }
         if let Some(own) = read_own(adapter_dir)? {
             if own.head != self.options.head {
@@ -156,11 +155,26 @@ impl Model {
             }
         }
         let weights = TensorFile::open(&adapter_dir.join(WEIGHTS))?;
-        self.read_adapter(adapter_dir, &weights)
+        let starts = Starts::of(self);
+        self.read_adapter(adapter_dir, &weights, &starts)
+    }
+
+    /// What the adapter is saved as; see [`LoraOptions::saved`].
+    fn saved_lora(&self) -> (Option<LoraOptions>, Plan) {
+        match &self.options.lora {
+            Some(lora) => {
+                let (lora, plan) = lora.saved(&self.plan);
+                (Some(lora), plan)
+            }
+            None => (None, Plan::new()),
+        }
     }
 
     /// Writes everything trained to an adapter folder that PEFT loads; see the module's
     /// documentation for the files. Each file appears whole or not at all.
+    ///
+    /// Pairs that started from singular vectors are written with twice their rank, for the weights
+    /// as they were pretrained.
     ///
     /// # Errors
     /// A folder that cannot be written.
@@ -171,19 +185,24 @@ impl Model {
     ) -> Result<(), ModelError> {
         let mut collected = Collect::default();
         self.clone().visit_trainable(&mut collected);
+        Starts::of(self).join(&mut collected);
         let modules = self
             .class
             .modules(self.config(), self.options.head.labels());
+        let (lora, plan) = self.saved_lora();
         let config = AdapterConfig {
-            lora: self.options.lora.clone(),
+            lora,
             base_model_name_or_path: Some(base_model_name_or_path.to_owned()),
             class: self.class,
             modules_to_save: self.modules_to_save.clone(),
             path: dir.join(CONFIG),
         };
-        let config = config.write(&self.plan, &modules)?;
+        let config = config.write(&plan, &modules)?;
         if let Some(weight) = self.adapted_output_weight() {
             collected.insert(OUTPUT_WEIGHT, weight);
+        }
+        if let Some((name, weight)) = self.adapted_embedding() {
+            collected.insert(&name, weight);
         }
         let (peft, own): (Vec<_>, Vec<_>) = collected
             .tensors
@@ -213,8 +232,23 @@ impl Model {
         write(&dir.join(CONFIG), config.as_bytes())
     }
 
+    /// The frozen weight of a token embedding with a pair, where PEFT stores it, and its key.
+    fn adapted_embedding(&self) -> Option<(String, Tensor<2>)> {
+        let embedding = self.token_embedding();
+        let stem = embedding.weight.name.strip_suffix(".weight")?;
+        (embedding.pair.is_some() && stem.ends_with(EMBEDDING_NAME)).then(|| {
+            let name = peft_key(&format!("{stem}.base_layer.weight"));
+            (name, embedding.weight.tensor.clone().inner())
+        })
+    }
+
     /// Checks every key of the folder, then takes the tensors.
-    fn read_adapter(&mut self, dir: &Path, weights: &TensorFile) -> Result<(), ModelError> {
+    fn read_adapter(
+        &mut self,
+        dir: &Path,
+        weights: &TensorFile,
+        starts: &Starts,
+    ) -> Result<(), ModelError> {
         let own = dir.join(OWN_WEIGHTS);
         let own = match own.exists() {
             true => Some(TensorFile::open(&own)?),
@@ -222,11 +256,18 @@ impl Model {
         };
         let mut expected = Collect::default();
         self.clone().visit_trainable(&mut expected);
+        starts.join(&mut expected);
         let output = self.adapted_output_weight();
         if let Some(weight) = output.clone()
             && weights.entry(OUTPUT_WEIGHT).is_some()
         {
             expected.insert(OUTPUT_WEIGHT, weight);
+        }
+        let embedding = self
+            .adapted_embedding()
+            .filter(|(name, _)| weights.entry(name).is_some());
+        if let Some((name, weight)) = embedding.clone() {
+            expected.insert(&name, weight);
         }
         let mut used = BTreeSet::new();
         for (name, tensor) in &expected.tensors {
@@ -253,7 +294,12 @@ impl Model {
             used.insert(name.clone());
         }
         for file in [Some(weights), own.as_ref()].into_iter().flatten() {
-            if let Some((name, _)) = file.entries().find(|(name, _)| !used.contains(*name)) {
+            let lora = self.options.lora.as_ref();
+            let unread = |name: &str| lora.is_some_and(|lora| unread(lora, name));
+            if let Some((name, _)) = file
+                .entries()
+                .find(|(name, _)| !used.contains(*name) && !unread(name))
+            {
                 return Err(ModelError::UnusedTensor {
                     path: file.path().to_owned(),
                     tensor: name.to_owned(),
@@ -266,7 +312,7 @@ impl Model {
                 true => weights,
                 false => own.as_ref().expect("its keys were found"),
             };
-            let floats = file.floats(&name)?;
+            let floats = starts.split(file, &name, file.floats(&name)?)?;
             values.insert(name, floats);
         }
         let device = self.device().clone();
@@ -276,6 +322,13 @@ impl Model {
             if stored.to_data() != weight.to_data() {
                 self.set_output_weight(stored);
             }
+        }
+        if let Some((name, weight)) = embedding
+            && let Some(stored) = values.remove(&name)
+        {
+            let data = TensorData::new(stored, weight.shape());
+            let stored = Tensor::<2>::from_data(data, (&device, DType::F32)).cast(weight.dtype());
+            self.token_embedding_mut().weight.tensor = stored;
         }
         self.visit_trainable(&mut Assign { values, device });
         Ok(())
@@ -301,90 +354,6 @@ fn plan_of(
     }
 }
 
-/// The head of an adapter that has no `calor.json`.
-fn stored_head(
-    adapter: &AdapterConfig,
-    weights: &TensorFile,
-    checkpoint: &Checkpoint,
-) -> Result<HeadOptions, ModelError> {
-    match adapter.class {
-        TaskClass::Backbone => Ok(HeadOptions::None),
-        TaskClass::CausalLm => Ok(HeadOptions::CausalLm),
-        TaskClass::SequenceClassifier => {
-            let names = ["score", "classifier", "classifier.out_proj"];
-            let labels = names
-                .iter()
-                .find_map(|name| weights.entry(&format!("{PEFT_PREFIX}{name}.weight")))
-                .and_then(|entry| entry.shape.first().copied())
-                .ok_or_else(|| ModelError::MissingTensor {
-                    path: weights.path().to_owned(),
-                    tensor: format!("{PEFT_PREFIX}(score|classifier).weight"),
-                    expected: Vec::new(),
-                })?;
-            Ok(HeadOptions::Classifier {
-                labels,
-                pooling: Pooling::default_for(checkpoint.config().family()),
-                problem: match labels {
-                    1 => Problem::Regression,
-                    _ => Problem::Multiclass,
-                },
-            })
-        }
-    }
-}
-
-fn read_own(dir: &Path) -> Result<Option<OwnConfig>, ModelError> {
-    let path = dir.join(OWN_CONFIG);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
-    let own: OwnConfig = serde_json::from_str(&text).map_err(|source| ModelError::Json {
-        path: path.clone(),
-        source,
-    })?;
-    if own.format != OWN_FORMAT {
-        return Err(ModelError::Unsupported {
-            path,
-            key: "format".to_owned(),
-            value: own.format.to_string(),
-            supported: format!("this version reads {OWN_FORMAT}"),
-        });
-    }
-    Ok(Some(own))
-}
-
-/// A tensor on the host.
-#[derive(Debug)]
-struct HostTensor {
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-#[derive(Default)]
-struct Collect {
-    tensors: BTreeMap<String, HostTensor>,
-}
-
-impl ParameterVisitor for Collect {
-    fn visit<const D: usize>(&mut self, name: &str, _: ParameterGroup, tensor: &mut Tensor<D>) {
-        self.insert(name, tensor.clone().inner());
-    }
-}
-
-impl Collect {
-    fn insert<const D: usize>(&mut self, name: &str, tensor: Tensor<D>) {
-        let data = tensor.into_data_dtype(DType::F32);
-        self.tensors.insert(
-            name.to_owned(),
-            HostTensor {
-                shape: data.shape().to_vec(),
-                bytes: data.bytes().to_vec(),
-            },
-        );
-    }
-}
-
 struct Assign {
     values: BTreeMap<String, Vec<f32>>,
     device: Device,
@@ -398,40 +367,4 @@ impl ParameterVisitor for Assign {
             .autodiff()
             .require_grad();
     }
-}
-
-fn serialize(dir: &Path, tensors: Vec<(String, HostTensor)>) -> Result<Vec<u8>, ModelError> {
-    let views: Vec<(&str, TensorView)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let view = TensorView::new(Dtype::F32, tensor.shape.clone(), &tensor.bytes)
-                .expect("the bytes are those of the shape");
-            (name.as_str(), view)
-        })
-        .collect();
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize(views, Some(metadata)).map_err(|error| ModelError::Header {
-        path: dir.join(WEIGHTS),
-        message: error.to_string(),
-    })
-}
-
-/// Writes under a temporary name in the same folder, then renames.
-fn write(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
-    let name = path
-        .file_name()
-        .expect("a file of an adapter folder")
-        .to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    let written = (|| {
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    })();
-    if written.is_err() {
-        // Best effort: the error that matters is the one above.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written.map_err(ModelError::io(path))
 }

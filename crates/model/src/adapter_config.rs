@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::architecture::{ModuleSpec, TaskClass};
 use crate::error::ModelError;
-use crate::lora::{LoraOptions, Plan, Targets};
+use crate::lora::{LoraOptions, PairInit, Plan, Targets};
 use crate::matching::{self, Patterned, Patterns};
 
 const FILE: &str = "adapter_config.json";
@@ -31,7 +31,7 @@ const INFORMATION: [&str; 10] = [
 ];
 
 /// Keys that are read.
-const READ: [&str; 16] = [
+const READ: [&str; 18] = [
     "peft_type",
     "task_type",
     "r",
@@ -47,6 +47,8 @@ const READ: [&str; 16] = [
     "init_lora_weights",
     "layers_to_transform",
     "layers_pattern",
+    "use_dora",
+    "trainable_token_indices",
     "fan_in_fan_out",
 ];
 
@@ -67,8 +69,8 @@ impl AdapterConfig {
     /// Reads `adapter_config.json` of an adapter folder.
     ///
     /// # Errors
-    /// A variant of LoRA that is not built (DoRA, trained biases, initialisations that change the
-    /// frozen weights, …), or a key nobody knows with a value that is switched on.
+    /// A variant of LoRA that is not built (an initialisation other than PiSSA that changes the frozen
+    /// weights, …), or a key nobody knows with a value that is switched on.
     pub fn read(dir: &Path) -> Result<AdapterConfig, ModelError> {
         let path = dir.join(FILE);
         let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
@@ -122,6 +124,10 @@ impl AdapterConfig {
                     Some(Value::String(pattern)) => vec![pattern.clone()],
                     _ => take(&object, "layers_pattern").map_err(json)?,
                 },
+                bias: take(&object, "bias").map_err(json)?,
+                use_dora: take(&object, "use_dora").map_err(json)?,
+                init: init(&object),
+                trained_tokens: trained_tokens(&path, &object)?,
             }),
         };
         Ok(AdapterConfig {
@@ -161,7 +167,7 @@ impl AdapterConfig {
             "arrow_config": null,
             "auto_mapping": null,
             "base_model_name_or_path": self.base_model_name_or_path,
-            "bias": "none",
+            "bias": lora.bias,
             "corda_config": null,
             "ensure_weight_tying": false,
             "eva_config": null,
@@ -191,9 +197,10 @@ impl AdapterConfig {
             "target_modules": targets,
             "target_parameters": null,
             "task_type": self.class.peft_task_type(),
-            "trainable_token_indices": null,
+            "trainable_token_indices":
+                (!lora.trained_tokens.is_empty()).then_some(&lora.trained_tokens),
             "use_bdlora": null,
-            "use_dora": false,
+            "use_dora": lora.use_dora,
             "use_qalora": false,
             "use_rslora": lora.use_rslora,
             "velora_config": null,
@@ -217,16 +224,31 @@ fn check(path: &Path, object: &Map<String, Value>) -> Result<(), ModelError> {
     if object.get("peft_type").and_then(Value::as_str) != Some("LORA") {
         return Err(unsupported("peft_type", "LORA adapters are built"));
     }
-    match object.get("bias") {
-        None => {}
-        Some(bias) if bias == "none" => {}
-        Some(_) => return Err(unsupported("bias", "only \"none\" is built")),
+    match object.get("bias").map(Value::as_str) {
+        None | Some(Some("none" | "all" | "lora_only")) => {}
+        Some(_) => {
+            return Err(unsupported(
+                "bias",
+                "\"none\", \"all\" and \"lora_only\" are built",
+            ));
+        }
     }
     // These draw A and B; the others also change the frozen weights, which are not in the file.
     let harmless = ["gaussian", "orthogonal", "eva"];
     match object.get("init_lora_weights") {
         None | Some(Value::Null | Value::Bool(_)) => {}
-        Some(Value::String(kind)) if harmless.contains(&kind.as_str()) => {}
+        Some(Value::String(kind))
+            if harmless.contains(&kind.as_str()) || kind.starts_with("pissa") =>
+        {
+            // Which vectors a random start found is not in the file.
+            if kind.starts_with("pissa") && kind != "pissa" {
+                return Err(unsupported(
+                    "init_lora_weights",
+                    "convert the adapter with PEFT's path_initial_model_for_weight_conversion; \
+                     \"pissa\" alone is found again",
+                ));
+            }
+        }
         Some(_) => {
             return Err(unsupported(
                 "init_lora_weights",
@@ -245,10 +267,47 @@ fn check(path: &Path, object: &Map<String, Value>) -> Result<(), ModelError> {
             _ => false,
         };
         if !known && !off {
-            return Err(unsupported(key, "plain LoRA and rsLoRA are built"));
+            return Err(unsupported(key, "LoRA, rsLoRA, DoRA and PiSSA are built"));
         }
     }
     Ok(())
+}
+
+/// What the pairs started from, where the frozen weights lack it.
+fn init(object: &Map<String, Value>) -> PairInit {
+    match object.get("init_lora_weights").and_then(Value::as_str) {
+        Some("pissa") => PairInit::Pissa,
+        _ => PairInit::Default,
+    }
+}
+
+/// `trainable_token_indices`: a list for the token embedding, or one by its name.
+fn trained_tokens(path: &Path, object: &Map<String, Value>) -> Result<Vec<u32>, ModelError> {
+    let unsupported = |value: &Value| ModelError::Unsupported {
+        path: path.to_owned(),
+        key: "trainable_token_indices".to_owned(),
+        value: value.to_string(),
+        supported: "tokens of the token embedding are built".to_owned(),
+    };
+    let list = match object.get("trainable_token_indices") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Object(by_module)) => {
+            let mut modules = by_module.iter();
+            match (modules.next(), modules.next()) {
+                (None, _) => return Ok(Vec::new()),
+                (Some((module, tokens)), None)
+                    if matching::TOKEN_EMBEDDINGS
+                        .iter()
+                        .any(|name| module.ends_with(name)) =>
+                {
+                    tokens
+                }
+                _ => return Err(unsupported(&Value::Object(by_module.clone()))),
+            }
+        }
+        Some(list) => list,
+    };
+    serde_json::from_value(list.clone()).map_err(|_| unsupported(list))
 }
 
 fn class(path: &Path, object: &Map<String, Value>) -> Result<TaskClass, ModelError> {
@@ -391,13 +450,14 @@ mod tests {
     #[test]
     fn variants_that_are_not_built_are_refused_by_name() {
         let cases = [
-            ("use_dora", json!(true)),
-            ("bias", json!("all")),
-            ("init_lora_weights", json!("pissa")),
+            ("use_qalora", json!(true)),
+            ("bias", json!("some")),
+            ("init_lora_weights", json!("olora")),
+            ("init_lora_weights", json!("pissa_niter_4")),
             ("fan_in_fan_out", json!(true)),
             ("task_type", json!("TOKEN_CLS")),
             ("peft_type", json!("IA3")),
-            ("trainable_token_indices", json!([1])),
+            ("trainable_token_indices", json!({"lm_head": [1]})),
             ("a_field_of_the_future", json!({"x": 1})),
         ];
         for (key, value) in cases {
@@ -405,6 +465,20 @@ mod tests {
             assert!(error.contains(key), "{error}");
         }
         read(json!({"a_field_of_the_future": null, "use_dora": false})).unwrap();
+    }
+
+    #[test]
+    fn variants_that_are_built_are_read() {
+        let config = read(json!({
+            "use_dora": true, "bias": "lora_only", "init_lora_weights": "pissa",
+            "trainable_token_indices": {"embed_tokens": [7, 3]},
+        }))
+        .unwrap();
+        let lora = config.lora.unwrap();
+        assert!(lora.use_dora);
+        assert_eq!(lora.bias, crate::BiasMode::LoraOnly);
+        assert_eq!(lora.init, PairInit::Pissa);
+        assert_eq!(lora.trained_tokens, [7, 3]);
     }
 
     #[test]

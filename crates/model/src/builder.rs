@@ -4,14 +4,18 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::architecture::ModuleSpec;
+use crate::dora::Dora;
+use crate::embedding::{EmbeddingPair, TokenEmbedding, TrainedRows};
 use crate::error::ModelError;
 use crate::linear::{Linear, LowRank};
-use crate::lora::{Pair, Plan};
+use crate::lora::{BiasMode, Pair, PairInit, Plan};
 use crate::matching;
 use crate::norm::{LayerNorm, RmsNorm};
 use crate::parameter::{Parameter, ParameterKind};
+use crate::pissa::Start;
 use crate::random::Stream;
 use crate::stored::Stored;
+use crate::weights::TensorFile;
 
 pub(crate) struct Builder<'a> {
     pub stored: &'a Stored,
@@ -21,8 +25,13 @@ pub(crate) struct Builder<'a> {
     pub initializer_range: f64,
     pub plan: Plan,
     pub modules_to_save: Vec<String>,
+    pub bias: BiasMode,
+    /// Tokens whose embeddings are trained, and nothing else of the embedding.
+    pub trained_tokens: Vec<u32>,
     pub dtype: DType,
     pub seed: u64,
+    /// An adapter that was saved from pairs with a start, to take the start from.
+    pub starts: Option<TensorFile>,
     pub device: &'a Device,
 }
 
@@ -30,7 +39,7 @@ impl Builder<'_> {
     /// A linear module of the backbone, by its name without class prefix.
     pub fn linear(&self, name: &str, bias: bool) -> Result<Linear, ModelError> {
         let path = self.path(name);
-        Ok(Linear {
+        Linear {
             weight: self.read(name, &path, "weight")?,
             bias: match bias {
                 true => Some(self.read(name, &path, "bias")?),
@@ -38,7 +47,7 @@ impl Builder<'_> {
             },
             lora: None,
         }
-        .with_pair(self, &path))
+        .with_pair(self, &path)
     }
 
     /// A convolution as the linear layer it is on unfolded input: its weight of `R` dimensions
@@ -81,7 +90,8 @@ impl Builder<'_> {
             return self.linear(&spec.path, spec.bias);
         }
         let path = self.path(&spec.path);
-        Ok(self.drawn(spec, &path, self.kind(&path)))
+        self.drawn(spec, &path, self.kind(&path))
+            .with_pair(self, &path)
     }
 
     /// Whether the checkpoint has a head of this shape.
@@ -115,6 +125,56 @@ impl Builder<'_> {
 
     pub fn embedding(&self, name: &str) -> Result<Parameter<2>, ModelError> {
         self.read(name, &self.path(name), "weight")
+    }
+
+    /// The embedding of the vocabulary, with what an adapter adds to it.
+    pub fn token_embedding(
+        &self,
+        name: &str,
+        padding: Option<u32>,
+    ) -> Result<TokenEmbedding, ModelError> {
+        let path = self.path(name);
+        let weight = self.embedding(name)?;
+        if weight.kind != ParameterKind::Frozen && !self.trained_tokens.is_empty() {
+            return Err(ModelError::options(format!(
+                "`{path}` is in `modules_to_save` and some of its tokens in `trained_tokens`; \
+                 choose one of the two"
+            )));
+        }
+        let [vocab, width] = weight.tensor.dims();
+        let pair = self.plan.get(&path).map(|pair| {
+            let name = format!("{path}.lora_embedding_B");
+            // As PEFT draws them: A zero, B normal.
+            let b = Stream::new(self.seed, &name).normal(width * pair.rank, 1.0);
+            let b = TensorData::new(b, [width, pair.rank]);
+            EmbeddingPair {
+                a: Parameter::new(
+                    format!("{path}.lora_embedding_A"),
+                    Tensor::zeros([pair.rank, vocab], (self.device, DType::F32)),
+                    ParameterKind::Adapter,
+                ),
+                b: Parameter::new(
+                    name,
+                    Tensor::from_data(b, (self.device, DType::F32)),
+                    ParameterKind::Adapter,
+                ),
+                scaling: pair.scaling,
+            }
+        });
+        let rows = match self.trained_tokens.is_empty() {
+            true => None,
+            false => Some(TrainedRows::new(
+                &path,
+                &weight.tensor,
+                &self.trained_tokens,
+            )?),
+        };
+        Ok(TokenEmbedding {
+            weight,
+            padding,
+            pair,
+            rows,
+        })
     }
 
     pub fn rms_norm(&self, name: &str, epsilon: f64) -> Result<RmsNorm, ModelError> {
@@ -153,7 +213,7 @@ impl Builder<'_> {
             bias: None,
             lora: None,
         };
-        Ok((head.with_pair(self, name), tied))
+        Ok((head.with_pair(self, name)?, tied))
     }
 
     /// Path in the Transformers class.
@@ -166,6 +226,23 @@ impl Builder<'_> {
             ParameterKind::Saved
         } else {
             ParameterKind::Frozen
+        }
+    }
+
+    /// What becomes of a tensor of a module, and its name where PEFT gives it one of its own: it
+    /// keeps an adapted module's as that of its `base_layer`.
+    fn kind_of(&self, path: &str, tensor: &str) -> (ParameterKind, String) {
+        let name = format!("{path}.{tensor}");
+        let kind = self.kind(path);
+        if kind != ParameterKind::Frozen || tensor != "bias" {
+            return (kind, name);
+        }
+        let adapted = self.plan.contains_key(path);
+        match self.bias {
+            BiasMode::None => (kind, name),
+            BiasMode::LoraOnly if !adapted => (kind, name),
+            _ if adapted => (ParameterKind::Adapter, format!("{path}.base_layer.bias")),
+            _ => (ParameterKind::Adapter, name),
         }
     }
 
@@ -186,7 +263,7 @@ impl Builder<'_> {
         tensor: &str,
         shaped: impl FnOnce(Tensor<R>) -> Tensor<D>,
     ) -> Result<Parameter<D>, ModelError> {
-        let kind = self.kind(path);
+        let (kind, full_name) = self.kind_of(path, tensor);
         // What is trained is kept in f32: small updates vanish in half precision.
         let dtype = match kind {
             ParameterKind::Frozen => self.dtype,
@@ -195,11 +272,7 @@ impl Builder<'_> {
         let value = self
             .stored
             .tensor(&format!("{name}.{tensor}"), dtype, self.device)?;
-        Ok(Parameter::new(
-            format!("{path}.{tensor}"),
-            shaped(value),
-            kind,
-        ))
+        Ok(Parameter::new(full_name, shaped(value), kind))
     }
 
     /// Draws a new module's weights with another deviation.
@@ -232,37 +305,64 @@ impl Builder<'_> {
             }),
             lora: None,
         }
-        .with_pair(self, path)
     }
 
     /// The pair of a module: `A` uniform as PEFT draws it (Kaiming with a = √5, which is
-    /// `±1/√in`), `B` zero.
-    fn pair(&self, path: &str, pair: &Pair, input: usize, output: usize) -> LowRank {
+    /// `±1/√in`), `B` zero; or the weight's largest singular vectors, which the weight then lacks.
+    fn pair(
+        &self,
+        path: &str,
+        pair: &Pair,
+        weight: &mut Parameter<2>,
+    ) -> Result<LowRank, ModelError> {
+        let [output, input] = weight.tensor.dims();
         let name = format!("{path}.lora_A.weight");
-        let bound = 1.0 / (input as f64).sqrt();
-        let a = Stream::new(self.seed, &name).uniform(pair.rank * input, bound);
-        let a = Tensor::from_data(
-            TensorData::new(a, [pair.rank, input]),
-            (self.device, DType::F32),
-        );
-        let b = Tensor::zeros([output, pair.rank], (self.device, DType::F32));
-        LowRank {
-            a: Parameter::new(name, a, ParameterKind::Adapter),
-            b: Parameter::new(format!("{path}.lora_B.weight"), b, ParameterKind::Adapter),
+        let mut start = None;
+        let (a, b) = if pair.init == PairInit::Default {
+            let bound = 1.0 / (input as f64).sqrt();
+            let a = Stream::new(self.seed, &name).uniform(pair.rank * input, bound);
+            let a = TensorData::new(a, [pair.rank, input]);
+            (
+                Tensor::from_data(a, (self.device, DType::F32)),
+                Tensor::zeros([output, pair.rank], (self.device, DType::F32)),
+            )
+        } else {
+            let whole = weight.tensor.clone().inner();
+            let saved = self.starts.as_ref();
+            let found = Start::new(path, &whole, pair, self.seed, saved, self.device)?;
+            weight.tensor = found.rest;
+            start = Some([
+                Parameter::new(name.clone(), found.a.clone(), ParameterKind::Start),
+                Parameter::new(
+                    format!("{path}.lora_B.weight"),
+                    found.b.clone(),
+                    ParameterKind::Start,
+                ),
+            ]);
+            (found.a, found.b)
+        };
+        let a = Parameter::new(name, a, ParameterKind::Adapter);
+        let b = Parameter::new(format!("{path}.lora_B.weight"), b, ParameterKind::Adapter);
+        let dora = pair
+            .dora
+            .then(|| Dora::new(path, &weight.tensor, [&a, &b], pair.scaling));
+        Ok(LowRank {
+            a,
+            b,
             scaling: pair.scaling,
             dropout: pair.dropout,
             index: pair.index,
-        }
+            dora,
+            start,
+        })
     }
 }
 
 impl Linear {
-    fn with_pair(mut self, builder: &Builder, path: &str) -> Linear {
-        let [output, input] = self.weight.tensor.dims();
-        self.lora = builder
-            .plan
-            .get(path)
-            .map(|pair| builder.pair(path, pair, input, output));
-        self
+    fn with_pair(mut self, builder: &Builder, path: &str) -> Result<Linear, ModelError> {
+        if let Some(pair) = builder.plan.get(path) {
+            self.lora = Some(builder.pair(path, pair, &mut self.weight)?);
+        }
+        Ok(self)
     }
 }

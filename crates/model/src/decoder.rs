@@ -6,20 +6,18 @@ use calor_kernels::AttentionOptions;
 use crate::attention::Attention;
 use crate::builder::Builder;
 use crate::config::{DecoderConfig, ModelConfig};
+use crate::embedding::TokenEmbedding;
 use crate::error::ModelError;
 use crate::mlp::GatedMlp;
 use crate::norm::RmsNorm;
-use crate::parameter::{Parameter, Visit};
+use crate::parameter::Visit;
 use crate::recompute::Block;
 use crate::rope::{Angles, Rope};
 use crate::run::Run;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Decoder {
-    /// `[vocab, hidden]`
-    pub embedding: Parameter<2>,
-    /// The padding token's number.
-    padding: Option<u32>,
+    pub embedding: TokenEmbedding,
     layers: Vec<Layer>,
     norm: RmsNorm,
     rope: Rope,
@@ -40,8 +38,7 @@ impl Decoder {
         decoder: &DecoderConfig,
     ) -> Result<Decoder, ModelError> {
         Ok(Decoder {
-            embedding: builder.embedding("embed_tokens")?,
-            padding: config.pad_token_id,
+            embedding: builder.token_embedding("embed_tokens", config.pad_token_id)?,
             layers: (0..config.layers)
                 .map(|layer| Layer::build(builder, config, decoder, layer))
                 .collect::<Result<_, _>>()?,
@@ -53,7 +50,7 @@ impl Decoder {
     /// Hidden states after the last norm: `[batch, seq, hidden]`, or `[1, samples, hidden]` of the
     /// selected tokens.
     pub fn forward(&self, run: &Run) -> Tensor<3> {
-        let mut hidden = run.embed(&self.embedding, self.padding);
+        let mut hidden = run.embed(&self.embedding);
         let positions = run.input.positions.clone();
         let angles = self
             .rope
@@ -65,7 +62,7 @@ impl Decoder {
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
-        visitor.visit(&mut self.embedding);
+        self.embedding.visit(visitor);
         for layer in &mut self.layers {
             layer.visit(visitor);
         }

@@ -7,6 +7,7 @@ use crate::architecture;
 use crate::attention::Attention;
 use crate::builder::Builder;
 use crate::config::{EncoderConfig, ModelConfig};
+use crate::embedding::TokenEmbedding;
 use crate::error::ModelError;
 use crate::linear::Linear;
 use crate::mlp::Mlp;
@@ -17,10 +18,7 @@ use crate::run::{Mode, Run};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Encoder {
-    /// `[vocab, hidden]`
-    pub words: Parameter<2>,
-    /// The padding token's number.
-    padding: Option<u32>,
+    pub words: TokenEmbedding,
     /// `[positions, hidden]`
     positions: Parameter<2>,
     /// `[types, hidden]`; every token is of type 0, a patient being one sequence.
@@ -49,8 +47,7 @@ impl Encoder {
     ) -> Result<Encoder, ModelError> {
         let embedding = |name: &str| builder.embedding(&format!("embeddings.{name}"));
         Ok(Encoder {
-            words: embedding("word_embeddings")?,
-            padding: config.pad_token_id,
+            words: builder.token_embedding("embeddings.word_embeddings", config.pad_token_id)?,
             positions: embedding("position_embeddings")?,
             types: embedding("token_type_embeddings")?,
             norm: builder.layer_norm("embeddings.LayerNorm", config.norm_epsilon)?,
@@ -68,7 +65,7 @@ impl Encoder {
     /// Hidden states of the last layer: `[batch, seq, hidden]`, or `[1, samples, hidden]` of the
     /// selected tokens.
     pub fn forward(&self, run: &Run) -> Tensor<3> {
-        let words = run.embed(&self.words, self.padding);
+        let words = run.embed(&self.words);
         let [batch, seq, hidden] = words.dims();
         let positions = run
             .input
@@ -99,7 +96,7 @@ impl Encoder {
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
-        visitor.visit(&mut self.words);
+        self.words.visit(visitor);
         visitor.visit(&mut self.positions);
         visitor.visit(&mut self.types);
         self.norm.visit(visitor);

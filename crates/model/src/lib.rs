@@ -14,14 +14,18 @@
 
 mod adapter;
 mod adapter_config;
+mod adapter_file;
 mod affine;
 mod architecture;
 mod attention;
 mod builder;
 mod checkpoint;
+mod combine;
 mod config;
 mod config_file;
 mod decoder;
+mod dora;
+mod embedding;
 mod encoder;
 mod error;
 mod fusion;
@@ -33,16 +37,21 @@ pub mod loss;
 mod mapped;
 mod matching;
 mod memory;
+mod merge;
+mod merged;
 mod mlp;
 mod model;
 mod norm;
 mod output_loss;
 mod parameter;
 pub mod parity;
+mod pissa;
+mod portable;
 mod random;
 mod recompute;
 mod rope;
 mod run;
+mod singular;
 mod start;
 mod stored;
 mod towers;
@@ -50,6 +59,7 @@ mod weights;
 
 pub use adapter_config::AdapterConfig;
 pub use checkpoint::Checkpoint;
+pub use combine::{Combination, Weighted};
 pub use config::{Family, ModelConfig, ModelType};
 pub use error::ModelError;
 pub use fusion::{
@@ -58,11 +68,13 @@ pub use fusion::{
     WindowsOptions,
 };
 pub use head::{HeadOptions, Pooling, Problem};
-pub use lora::{LoraOptions, Targets};
+pub use lora::{BiasMode, LoraOptions, PairInit, Targets};
 pub use matching::{Patterned, Patterns};
 pub use memory::{MemoryModel, PassDevice, PassShape, TrainingMemory};
+pub use merged::{Agreement, MergeOptions, Merged, merge};
 pub use model::{Model, ModelOptions, ModelSize};
 pub use parameter::{ParameterGroup, ParameterVisitor};
+pub use portable::{Restriction, restrictions};
 pub use recompute::{Recompute, RecomputedBlocks};
 pub use run::{Mode, ModelInput, SampleSpan, shifted_targets};
 pub use towers::{

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use calor_kernels::{Lora, lora_linear};
 
+use crate::dora::{self, Dora};
 use crate::parameter::{Parameter, Visit};
 use crate::random;
 use crate::run::Mode;
@@ -26,6 +27,9 @@ pub(crate) struct LowRank {
     pub scaling: f32,
     pub dropout: f32,
     pub index: u64,
+    pub dora: Option<Dora>,
+    /// `a` and `b` before the first step, where the frozen weight lacks their product (PiSSA).
+    pub start: Option<[Parameter<2>; 2]>,
 }
 
 impl Linear {
@@ -50,12 +54,14 @@ impl Linear {
                 Mode::Infer => 0,
             },
         });
-        lora_linear(
-            input,
-            weight.matching(dtype),
-            self.bias.as_ref().map(|bias| bias.matching(dtype)),
-            lora.as_ref(),
-        )
+        let bias = self.bias.as_ref().map(|bias| bias.matching(dtype));
+        if let (Some(pair), Some(lora)) = (&self.lora, &lora)
+            && let Some(dora) = &pair.dora
+        {
+            let scale = dora.scale(pair, &weight.tensor);
+            return dora::forward(input, weight.matching(dtype), bias, lora, scale);
+        }
+        lora_linear(input, weight.matching(dtype), bias, lora.as_ref())
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
@@ -71,6 +77,12 @@ impl Linear {
         if let Some(pair) = &mut self.lora {
             visitor.visit(&mut pair.a);
             visitor.visit(&mut pair.b);
+            if let Some(dora) = &mut pair.dora {
+                visitor.visit(&mut dora.magnitude);
+            }
+            for start in pair.start.iter_mut().flatten() {
+                visitor.visit(start);
+            }
         }
     }
 }

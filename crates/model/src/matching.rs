@@ -10,6 +10,9 @@ use crate::architecture::{ModuleSpec, Role, TaskClass};
 use crate::error::ModelError;
 use crate::lora::{LoraOptions, Targets};
 
+/// What Transformers calls the token embedding.
+pub(crate) const TOKEN_EMBEDDINGS: [&str; 2] = ["embed_tokens", "word_embeddings"];
+
 /// Names or a regular expression, as `exclude_modules` takes them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -87,8 +90,11 @@ pub(crate) fn targeted<'a>(
     let mut chosen = Vec::new();
     for module in modules {
         if selector.selects(&module.path)? {
-            if module.role != Role::Linear {
-                return Err(unfit(&module.path, "is not a linear layer"));
+            if module.role != Role::Linear && !token_embedding(module) {
+                return Err(unfit(
+                    &module.path,
+                    "is neither a linear layer nor the token embedding",
+                ));
             }
             chosen.push(module);
         }
@@ -263,6 +269,14 @@ impl Rule<'_> {
     }
 }
 
+/// Whether a module embeds tokens: of all embeddings the one that can carry a pair.
+fn token_embedding(module: &ModuleSpec) -> bool {
+    module.role == Role::Embedding
+        && TOKEN_EMBEDDINGS
+            .iter()
+            .any(|name| ends_with(&module.path, name))
+}
+
 /// Every linear module but the output layer of the class.
 fn all_linear(class: TaskClass, modules: &[ModuleSpec]) -> Vec<String> {
     let output = |path: &str| match class {
@@ -315,8 +329,8 @@ fn unfit(module: &str, reason: &str) -> ModelError {
     ModelError::Target {
         module: module.to_owned(),
         message: format!(
-            "{reason}; LoRA adapts linear layers, anything else can be trained in full through \
-             `modules_to_save`"
+            "{reason}; anything else than linear layers and the token embedding can be trained in \
+             full through `modules_to_save`"
         ),
     }
 }

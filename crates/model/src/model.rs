@@ -1,27 +1,31 @@
 //! The model: a backbone, an adapter on it, a head.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use serde::Serialize;
 
+use crate::adapter_file;
 use crate::architecture::{ModuleSpec, TaskClass};
 use crate::attention::Masking;
 use crate::builder::Builder;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Family, Kind, ModelConfig};
 use crate::decoder::Decoder;
+use crate::embedding::TokenEmbedding;
 use crate::encoder::Encoder;
 use crate::error::ModelError;
 use crate::fusion::{self, Fusion, FusionOptions};
 use crate::head::{self, Classifier, Head, HeadOptions, Pooling};
-use crate::lora::{LoraOptions, Plan};
+use crate::lora::{BiasMode, LoraOptions, PairInit, Plan};
 use crate::output_loss::chunked_cross_entropy;
 use crate::parameter::{
     Parameter, ParameterGroup, ParameterKind, ParameterVisitor, Visit, peft_key,
 };
 use crate::recompute::Recompute;
 use crate::run::{Mode, ModelInput, Run, Selection, mean_over_samples};
+use crate::weights::TensorFile;
 
 /// How a checkpoint becomes a model.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,6 +123,21 @@ impl Model {
         options: &ModelOptions,
         device: &Device,
     ) -> Result<Model, ModelError> {
+        Model::load_again(checkpoint, options, None, device)
+    }
+
+    /// As [`Model::load`], with what the pairs start from taken out of an adapter that this very
+    /// model saved before, where they start from the weights ([`PairInit::Pissa`]): the frozen
+    /// weights are then the same to the last bit, and nothing is decomposed a second time.
+    ///
+    /// # Errors
+    /// Those of [`Model::load`], and an adapter folder that was not saved from such pairs.
+    pub fn load_again(
+        checkpoint: &Checkpoint,
+        options: &ModelOptions,
+        saved_adapter: Option<&Path>,
+        device: &Device,
+    ) -> Result<Model, ModelError> {
         let config = checkpoint.config();
         let class = options.head.class(config)?;
         let modules = class.modules(config, options.head.labels());
@@ -140,7 +159,19 @@ impl Model {
             .plan(class, &reachable(&modules, options))?,
             None => Plan::new(),
         };
-        Model::build(checkpoint, options, class, plan, modules_to_save, device)
+        let starts_from_weights = plan.values().any(|pair| pair.init != PairInit::Default);
+        let starts = saved_adapter
+            .filter(|_| starts_from_weights)
+            .map(|folder| folder.join(adapter_file::WEIGHTS));
+        Model::build(
+            checkpoint,
+            options,
+            class,
+            plan,
+            modules_to_save,
+            starts.as_deref(),
+            device,
+        )
     }
 
     pub(crate) fn build(
@@ -149,6 +180,7 @@ impl Model {
         class: TaskClass,
         plan: Plan,
         modules_to_save: Vec<String>,
+        starts: Option<&Path>,
         device: &Device,
     ) -> Result<Model, ModelError> {
         let config = checkpoint.config();
@@ -156,14 +188,18 @@ impl Model {
             fusion.check_numbers(config)?;
         }
         let device = device.clone().inner();
+        let lora = options.lora.as_ref();
         let builder = Builder {
             stored: &checkpoint.stored,
             prefix: class.prefix(config.model_type),
             initializer_range: config.initializer_range,
             plan,
             modules_to_save,
+            bias: lora.map_or(BiasMode::None, |lora| lora.bias),
+            trained_tokens: lora.map_or_else(Vec::new, |lora| lora.trained_tokens.clone()),
             dtype: DType::from(options.dtype),
             seed: options.seed,
+            starts: starts.map(TensorFile::open).transpose()?,
             device: &device,
         };
         let backbone = match &config.kind {
@@ -200,7 +236,8 @@ impl Model {
                     let expected = vec![config.vocab, config.hidden];
                     return Err(checkpoint.missing("lm_head.weight", expected));
                 }
-                let (linear, tied) = builder.lm_head(tied.then_some(&decoder.embedding))?;
+                let embedding = tied.then_some(&decoder.embedding.weight);
+                let (linear, tied) = builder.lm_head(embedding)?;
                 Head::CausalLm {
                     linear: Box::new(linear),
                     tied,
@@ -313,7 +350,7 @@ impl Model {
     pub fn logits(&self, input: &ModelInput, mode: Mode) -> Tensor<3> {
         let hidden = self.hidden(input, mode);
         let (linear, weight) = self.output_layer();
-        linear.forward_with(hidden, weight, mode)
+        linear.forward_with(hidden, &weight, mode)
     }
 
     /// Cross-entropy of a language model, summed over the tokens whose target is not −100, `[1]`.
@@ -341,7 +378,7 @@ impl Model {
         let (linear, weight) = self.output_layer();
         let hidden = hidden.reshape([batch * seq, width]);
         if linear.lora.is_some() || !calor_kernels::fuses_cross_entropy(&hidden) {
-            return chunked_cross_entropy(linear, weight, hidden, targets, mode);
+            return chunked_cross_entropy(linear, &weight, hidden, targets, mode);
         }
         let weight = weight.matching(hidden.dtype());
         calor_kernels::linear_cross_entropy(hidden, weight, targets)
@@ -351,7 +388,7 @@ impl Model {
     pub(crate) fn adapted_output_weight(&self) -> Option<Tensor<2>> {
         match &self.head {
             Head::CausalLm { linear, .. } if linear.lora.is_some() => {
-                Some(self.output_layer().1.tensor.clone().inner())
+                Some(self.output_layer().1.tensor.inner())
             }
             _ => None,
         }
@@ -360,17 +397,35 @@ impl Model {
     /// Replaces that weight, which then no longer is the token embedding.
     pub(crate) fn set_output_weight(&mut self, weight: Tensor<2>) {
         if let Head::CausalLm { linear, tied } = &mut self.head {
+            if let Some(dora) = linear.lora.as_mut().and_then(|pair| pair.dora.as_mut()) {
+                dora.reweigh(&weight);
+            }
             linear.weight.tensor = weight;
             *tied = false;
         }
     }
 
-    fn output_layer(&self) -> (&crate::linear::Linear, &Parameter<2>) {
+    /// The token embedding, with what the adapter adds to it.
+    pub(crate) fn token_embedding(&self) -> &TokenEmbedding {
+        match &self.backbone {
+            Backbone::Decoder(decoder) => &decoder.embedding,
+            Backbone::Encoder(encoder) => &encoder.words,
+        }
+    }
+
+    pub(crate) fn token_embedding_mut(&mut self) -> &mut TokenEmbedding {
+        match &mut self.backbone {
+            Backbone::Decoder(decoder) => &mut decoder.embedding,
+            Backbone::Encoder(encoder) => &mut encoder.words,
+        }
+    }
+
+    fn output_layer(&self) -> (&crate::linear::Linear, Parameter<2>) {
         match (&self.head, &self.backbone) {
             (Head::CausalLm { linear, tied: true }, Backbone::Decoder(decoder)) => {
-                (linear, &decoder.embedding)
+                (linear, decoder.embedding.output_weight())
             }
-            (Head::CausalLm { linear, .. }, _) => (linear, &linear.weight),
+            (Head::CausalLm { linear, .. }, _) => (linear, linear.weight.clone()),
             _ => panic!("the model was built without an output layer over the vocabulary"),
         }
     }
@@ -385,7 +440,7 @@ impl Model {
         impl<V: ParameterVisitor> Visit for Trainable<'_, V> {
             fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>) {
                 let (name, group) = match parameter.kind {
-                    ParameterKind::Frozen => return,
+                    ParameterKind::Frozen | ParameterKind::Start => return,
                     ParameterKind::Adapter => (peft_key(&parameter.name), ParameterGroup::Adapter),
                     ParameterKind::Saved => (peft_key(&parameter.name), ParameterGroup::Head),
                     ParameterKind::Own(group) => (parameter.name.clone(), group),
@@ -472,6 +527,8 @@ impl Model {
                 let norm = D == 1;
                 let size = &mut self.size;
                 *match parameter.kind {
+                    // A second copy of numbers that the frozen weight and the pair hold.
+                    ParameterKind::Start => return,
                     ParameterKind::Adapter | ParameterKind::Own(ParameterGroup::Adapter) => {
                         &mut size.adapter_parameters
                     }
@@ -533,8 +590,8 @@ impl Backbone {
     /// The token embedding, `[vocab, hidden]`.
     fn embedding(&self) -> &Tensor<2> {
         match self {
-            Backbone::Decoder(decoder) => &decoder.embedding.tensor,
-            Backbone::Encoder(encoder) => &encoder.words.tensor,
+            Backbone::Decoder(decoder) => &decoder.embedding.weight.tensor,
+            Backbone::Encoder(encoder) => &encoder.words.weight.tensor,
         }
     }
 

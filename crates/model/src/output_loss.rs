@@ -123,6 +123,8 @@ mod tests {
                 scaling: 2.0,
                 dropout: 0.0,
                 index: 0,
+                dora: None,
+                start: None,
             }),
         };
         let hidden = numbers([7, 6], "hidden").autodiff().require_grad();

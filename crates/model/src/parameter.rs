@@ -33,6 +33,9 @@ pub(crate) enum ParameterKind {
     Frozen,
     /// Part of the low-rank adapter.
     Adapter,
+    /// What a pair was before the first step, where the frozen weight lacks it: never trained,
+    /// subtracted where the adapter is saved.
+    Start,
     /// Trained in full and saved under its module's name, PEFT's `modules_to_save`.
     Saved,
     /// Trained; PEFT has no place for it.
@@ -51,7 +54,7 @@ impl<const D: usize> Parameter<D> {
     /// A trainable parameter's tensor becomes a leaf of the autodiff graph.
     pub fn new(name: String, tensor: Tensor<D>, kind: ParameterKind) -> Parameter<D> {
         let tensor = match kind {
-            ParameterKind::Frozen => tensor,
+            ParameterKind::Frozen | ParameterKind::Start => tensor,
             _ => tensor.autodiff().require_grad(),
         };
         Parameter { name, tensor, kind }

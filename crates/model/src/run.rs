@@ -3,9 +3,9 @@
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use crate::attention::Masking;
+use crate::embedding::TokenEmbedding;
 use crate::fusion::{Replacement, SoftInput};
 use crate::head::Pooling;
-use crate::parameter::Parameter;
 use crate::recompute::Recompute;
 use crate::weights::integer_tensor;
 
@@ -64,26 +64,8 @@ pub(crate) struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// Rows of the token embedding, `[batch, seq, hidden]`, or the soft tokens in their places.
-    ///
-    /// As in PyTorch, looking up the padding token moves its row by nothing: that matters where the
-    /// embedding is trained, or where its gradient is compared.
-    pub fn embed(&self, table: &Parameter<2>, padding: Option<u32>) -> Tensor<3> {
-        let [batch, seq] = self.input.input_ids.dims();
-        let ids = self.input.input_ids.clone().reshape([batch * seq]);
-        let hidden = table.tensor.dims()[1];
-        let rows = table.tensor.clone().select(0, ids.clone());
-        let rows = match padding {
-            Some(padding) if rows.is_tracked() => {
-                let is_padding = ids
-                    .equal_elem(padding as i32)
-                    .reshape([batch * seq, 1])
-                    .repeat_dim(1, hidden);
-                let constant = rows.clone().detach();
-                rows.mask_where(is_padding, constant)
-            }
-            _ => rows,
-        };
-        let embeddings = rows.reshape([batch, seq, hidden]);
+    pub fn embed(&self, embedding: &TokenEmbedding) -> Tensor<3> {
+        let embeddings = embedding.forward(self.input.input_ids.clone());
         match self.replacement {
             Some(replacement) => replacement.apply(embeddings),
             None => embeddings,

@@ -134,6 +134,52 @@ impl Stored {
         }
     }
 
+    /// The files of weights, in the order of their names.
+    pub fn files(&self) -> &[TensorFile] {
+        &self.files
+    }
+
+    /// A tensor's values in f32.
+    pub fn floats(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        match self.tensors.get(name) {
+            Some((file, stored)) => self.files[*file].floats(stored),
+            None => Err(ModelError::MissingTensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                expected: Vec::new(),
+            }),
+        }
+    }
+
+    /// The type with the fewest bits that weights are stored in.
+    pub fn narrowest_dtype(&self) -> DType {
+        let types = self.float_types();
+        let narrow = [DType::BF16, DType::F16];
+        narrow
+            .into_iter()
+            .find(|dtype| types.contains_key(&format!("{dtype:?}")))
+            .unwrap_or(DType::F32)
+    }
+
+    /// The type that most weights are stored in.
+    pub fn common_dtype(&self) -> DType {
+        self.float_types()
+            .into_values()
+            .max_by_key(|(count, _)| *count)
+            .map_or(DType::F32, |(_, dtype)| dtype)
+    }
+
+    /// How many weights there are of each type, by its name.
+    fn float_types(&self) -> BTreeMap<String, (usize, DType)> {
+        let mut types = BTreeMap::new();
+        for file in &self.files {
+            for dtype in file.entries().filter_map(|(_, entry)| entry.float()) {
+                types.entry(format!("{dtype:?}")).or_insert((0, dtype)).0 += 1;
+            }
+        }
+        types
+    }
+
     /// Reads a tensor.
     pub fn tensor<const D: usize>(
         &self,

@@ -125,6 +125,14 @@ impl TensorFile {
         Ok(values)
     }
 
+    /// A tensor's bytes, as they are in the file.
+    pub fn raw(&self, name: &str) -> Result<Vec<u8>, ModelError> {
+        let entry = self.existing(name)?;
+        let mut bytes = Vec::with_capacity((entry.range.1 - entry.range.0) as usize);
+        self.pieces(entry, |piece| bytes.extend_from_slice(piece))?;
+        Ok(bytes)
+    }
+
     /// An integer tensor's values.
     pub fn integers(&self, name: &str) -> Result<Vec<i64>, ModelError> {
         let entry = self.existing(name)?;
@@ -270,6 +278,15 @@ impl TensorEntry {
 
     fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+}
+
+/// A type of weights as headers spell it.
+pub(crate) fn float_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F16 => "F16",
+        DType::BF16 => "BF16",
+        _ => "F32",
     }
 }
 

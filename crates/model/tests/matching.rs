@@ -187,16 +187,20 @@ fn targets_ranks_and_alphas_are_those_of_peft() {
 }
 
 #[test]
-fn lora_on_an_embedding_is_refused() {
-    let checkpoint = Checkpoint::open(&fixture("llama2")).unwrap();
-    let options = ModelOptions {
-        lora: Some(LoraOptions {
-            targets: calor_model::Targets::List(vec!["embed_tokens".to_owned()]),
-            ..LoraOptions::default()
-        }),
-        head: HeadOptions::CausalLm,
-        ..ModelOptions::default()
+fn of_embeddings_only_that_of_tokens_takes_a_pair() {
+    let checkpoint = Checkpoint::open(&fixture("bert")).unwrap();
+    let load = |target: &str| {
+        let options = ModelOptions {
+            lora: Some(LoraOptions {
+                targets: calor_model::Targets::List(vec![target.to_owned()]),
+                ..LoraOptions::default()
+            }),
+            ..ModelOptions::default()
+        };
+        Model::load(&checkpoint, &options, &device())
     };
-    let error = Model::load(&checkpoint, &options, &device()).unwrap_err();
-    assert!(error.to_string().contains("embed_tokens"), "{error}");
+    let model = load("word_embeddings").unwrap();
+    assert_eq!(model.lora_modules(), ["embeddings.word_embeddings"]);
+    let error = load("position_embeddings").unwrap_err();
+    assert!(error.to_string().contains("position_embeddings"), "{error}");
 }

@@ -191,6 +191,11 @@ impl PatientTokenizer {
         self.tokenizer.get_vocab_size(true)
     }
 
+    /// The number of a token, by its text as the vocabulary spells it.
+    pub fn token(&self, text: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(text)
+    }
+
     /// SHA-256 over the tokenizer's files.
     pub fn digest(&self) -> [u8; 32] {
         self.digest

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use calor_meter::{Meter, Purpose, Quantity};
-use calor_model::{Model, ModelSize};
+use calor_model::{Model, ModelSize, Restriction};
 use calor_records::Split;
 use calor_sequence::{PrefetchedBatch, PrepareReport};
 use serde::Serialize;
@@ -47,6 +47,8 @@ pub struct CheckReport {
     pub memory: MemoryPrediction,
     /// The step that needs the most memory, tried once.
     pub trial: Trial,
+    /// What vLLM and mistral.rs would not load of the adapter.
+    pub restrictions: Vec<Restriction>,
     /// What a person should know.
     pub warnings: Vec<String>,
 }
@@ -89,7 +91,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
     } = Opening::new(options, observer)?;
 
     // Refused before a weight is read.
-    let options_of_model = model_options(recipe, &checkpoint, task.classes.len(), fusion);
+    let options_of_model = model_options(recipe, &checkpoint, task.classes.len(), fusion)?;
     let mut meter = Meter::open(&recipe.energy, &options.device.metered(&device))
         .map_err(|error| TrainError::Meter(Box::new(error)))?;
     let largest = largest_micro_batch(&plan, &data, options.device.seq_multiple())?;
@@ -181,6 +183,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
             host_peak_bytes: memory.host_peak_bytes,
             device_peak_bytes: memory.device_peak_bytes,
         },
+        restrictions: model.restrictions(),
         warnings,
     })
 }

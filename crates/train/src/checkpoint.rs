@@ -153,6 +153,13 @@ pub struct FoundCheckpoint {
     pub state: TrainerState,
 }
 
+impl FoundCheckpoint {
+    /// The folder of its adapter.
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join(ADAPTER)
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Manifest {
     files: BTreeMap<String, FileEntry>,

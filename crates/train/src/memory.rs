@@ -346,7 +346,7 @@ mod tests {
         let set: Vec<String> = set.iter().map(|text| (*text).to_owned()).collect();
         let recipe = Recipe::parse(text, Path::new("n.toml"), &set).unwrap();
         let checkpoint = Checkpoint::open(&folder).unwrap();
-        let options = crate::session::model_options(&recipe, &checkpoint, 2, None);
+        let options = crate::session::model_options(&recipe, &checkpoint, 2, None).unwrap();
         let shape = PassShape {
             rows: 8,
             seq: 4096,

@@ -7,9 +7,10 @@ use std::thread::JoinHandle;
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use calor_meter::{FlopModel, Meter, PeakFlops, Precision};
 use calor_model::{
-    Checkpoint, Family, FusionOptions, HeadOptions, LoraOptions, Model, ModelConfig, ModelOptions,
-    Patterned, Patterns, Pooling, Problem, Targets,
+    Checkpoint, Family, FusionOptions, HeadOptions, LoraOptions, Model, ModelConfig, ModelError,
+    ModelOptions, Patterned, Patterns, Pooling, Problem, Targets,
 };
+use calor_sequence::PatientTokenizer;
 
 use crate::TrainError;
 use crate::artifacts::report::{FileHash, Provenance};
@@ -17,7 +18,7 @@ use crate::data::{Data, TASK_FILE, TaskFile};
 use crate::device::{DeviceSpec, describe, synchronise};
 use crate::files::{hash_file, read_json, write_folder, write_json};
 use crate::recipe::{
-    AdapterKind, AdapterSection, Dtype, PoolingChoice, Recipe, TargetChoice, TaskKind,
+    AdapterKind, AdapterSection, Dtype, PoolingChoice, Recipe, TargetChoice, TaskKind, TokenChoice,
 };
 use crate::seed::derive;
 
@@ -90,7 +91,8 @@ pub(crate) fn pooling_name(head: &HeadOptions) -> &'static str {
     }
 }
 
-/// The adapter that a recipe asks for.
+/// The adapter that a recipe asks for, without the tokens it trains: whoever names them by their text
+/// needs the tokenizer.
 pub fn lora_options(adapter: &AdapterSection) -> Option<LoraOptions> {
     if adapter.kind == AdapterKind::None {
         return None;
@@ -115,8 +117,36 @@ pub fn lora_options(adapter: &AdapterSection) -> Option<LoraOptions> {
         alpha_pattern: Patterned(adapter.alpha_pattern.clone()),
         modules_to_save: adapter.modules_to_save.clone(),
         use_rslora: adapter.use_rslora,
-        ..LoraOptions::default()
+        layers_to_transform: adapter.layers_to_transform.clone(),
+        layers_pattern: adapter.layers_pattern.clone(),
+        bias: adapter.bias,
+        use_dora: adapter.use_dora,
+        init: adapter.init,
+        trained_tokens: Vec::new(),
     })
+}
+
+/// The tokens whose embeddings a recipe trains, by the tokenizer of the checkpoint.
+fn trained_tokens(adapter: &AdapterSection, checkpoint: &Path) -> Result<Vec<u32>, TrainError> {
+    let named = |token: &TokenChoice| matches!(token, TokenChoice::Text(_));
+    let tokenizer = match adapter.trained_tokens.iter().any(named) {
+        true => Some(PatientTokenizer::open(checkpoint)?),
+        false => None,
+    };
+    let number = |token: &TokenChoice| match (token, &tokenizer) {
+        (TokenChoice::Text(text), Some(tokenizer)) => tokenizer.token(text).ok_or_else(|| {
+            TrainError::Model(ModelError::Options {
+                message: format!(
+                    "`adapter.trained_tokens` names `{text}`, which is no token of {}: write it \
+                         as it stands in the vocabulary, or give its number",
+                    tokenizer.path().display()
+                ),
+            })
+        }),
+        (TokenChoice::Number(number), _) => Ok(*number),
+        (TokenChoice::Text(_), None) => unreachable!("the tokenizer was opened for it"),
+    };
+    adapter.trained_tokens.iter().map(number).collect()
 }
 
 pub(crate) fn float_dtype(dtype: Dtype) -> FloatDType {
@@ -142,9 +172,13 @@ pub(crate) fn model_options(
     checkpoint: &Checkpoint,
     classes: usize,
     fusion: Option<FusionOptions>,
-) -> ModelOptions {
-    ModelOptions {
-        lora: lora_options(&recipe.adapter),
+) -> Result<ModelOptions, TrainError> {
+    let mut lora = lora_options(&recipe.adapter);
+    if let Some(lora) = &mut lora {
+        lora.trained_tokens = trained_tokens(&recipe.adapter, checkpoint.path())?;
+    }
+    Ok(ModelOptions {
+        lora,
         head: head(
             recipe.task.kind,
             classes,
@@ -155,7 +189,7 @@ pub(crate) fn model_options(
         fusion,
         seed: derive(recipe.train.seed, "new weights", &[]),
         dtype: float_dtype(recipe.model.dtype),
-    }
+    })
 }
 
 /// Opens the device of a run and sees whether it computes in the recipe's type.

@@ -303,18 +303,17 @@ pub(crate) fn read_loss_and_norm(
 
 /// Names of adapter tensors that did nothing but decay; an error if that is all of them.
 ///
-/// `lora_B` starts at zero, so `lora_A` has no gradient yet and only `lora_B` is looked at
-/// where both are there.
+/// One half of a pair starts at zero, so the other has no gradient yet and only the half that is
+/// zero is looked at: `lora_B` of a linear layer, `lora_embedding_A` of an embedding.
 fn unmoved(
     before: &[Watched],
     after: &[Watched],
     factor: f64,
     step: u64,
 ) -> Result<Vec<String>, TrainError> {
-    let looked_at = before
-        .iter()
-        .zip(after)
-        .filter(|(before, _)| !before.name.contains("lora_A"));
+    let looked_at = before.iter().zip(after).filter(|(before, _)| {
+        !before.name.contains("lora_A") && !before.name.contains("lora_embedding_B")
+    });
     let mut watched = 0;
     let mut unmoved = Vec::new();
     for (before, after) in looked_at {

@@ -12,7 +12,7 @@ use crate::artifacts::metrics::{EvaluationLine, MetricsFile, MetricsLine, StepLi
 use crate::artifacts::report::Report;
 use crate::artifacts::tensorboard::TensorBoard;
 use crate::calibration;
-use crate::checkpoint::{Checkpoints, Session, TrainerState};
+use crate::checkpoint::{Checkpoints, FoundCheckpoint, Session, TrainerState};
 use crate::device::synchronise;
 use crate::evaluation::Scoring;
 use crate::finish::{Finished, finish};
@@ -89,7 +89,7 @@ pub fn train(
     }
 
     // What it needs is known before a weight is read.
-    let model_options = model_options(recipe, &checkpoint, task.classes.len(), fusion);
+    let model_options = model_options(recipe, &checkpoint, task.classes.len(), fusion)?;
     let mut meter = Meter::open(&recipe.energy, &options.device.metered(&device))
         .map_err(|error| TrainError::Meter(Box::new(error)))?;
     let memory = MemoryPlan::new(
@@ -111,7 +111,13 @@ pub fn train(
     // The model: frozen backbone, adapter, head.
     observer.stage(Stage::Load);
     let hashing = Hashing::start(&options.checkpoint);
-    let mut model = Model::load(&checkpoint, &model_options, &device)?;
+    let (found, broken) = checkpoints.latest()?;
+    let mut model = Model::load_again(
+        &checkpoint,
+        &model_options,
+        found.as_ref().map(FoundCheckpoint::adapter).as_deref(),
+        &device,
+    )?;
     model.set_recompute(memory.recompute());
     let mut train_step = TrainStep::from_recipe(
         &recipe.train,
@@ -132,7 +138,6 @@ pub fn train(
     let data_hash = data.prepared.report().hash.clone();
     let mut state = TrainerState::new(data_hash.clone());
     let mut last_checkpoint = None;
-    let (found, broken) = checkpoints.latest()?;
     for path in broken {
         observer.warning(&format!(
             "{} is not complete and is passed over",

@@ -12,6 +12,7 @@ use calor_train::{
     BenchTask, DeviceSpec, StepBenchOptions, StopFlag, TrainError, TrainOutcome, UseOptions,
 };
 use common::{AfterStep, Home, Kind, adapter_bytes, finish, losses, metrics, repeatable};
+use serde_json::Value;
 
 #[test]
 fn a_run_learns_and_leaves_everything_it_should() {
@@ -97,28 +98,9 @@ fn a_stopped_run_goes_on_bit_for_bit() {
         let home = Home::new(kind);
         finish(&home.options("whole", &[]));
 
-        let stop = StopFlag::new();
-        let flag = stop.clone();
         // Step 5 has an evaluation due, which the stop puts off; step 11 is of the second epoch.
         for step in [5, 11] {
-            let mut observer = AfterStep(|progress: &calor_train::StepProgress| {
-                if progress.step == step {
-                    flag.set();
-                }
-            });
-            let stop = stop.clone();
-            let outcome = calor_train::train(&home.resume("parts", &[]), &mut observer, &stop);
-            match outcome.unwrap() {
-                TrainOutcome::Stopped {
-                    step: at,
-                    checkpoint,
-                } => {
-                    assert_eq!(at, step);
-                    assert!(checkpoint.ends_with(format!("checkpoints/step-{step}")));
-                }
-                TrainOutcome::Finished(_) => panic!("it was asked to stop"),
-            }
-            clear(&stop);
+            stop_after(&home, &[], step);
         }
         let report = finish(&home.resume("parts", &[]));
         assert_eq!(report.earlier_sessions.len(), 2);
@@ -127,9 +109,70 @@ fn a_stopped_run_goes_on_bit_for_bit() {
     }
 }
 
-fn clear(stop: &StopFlag) {
-    stop.shared()
-        .store(false, std::sync::atomic::Ordering::SeqCst);
+#[test]
+fn every_kind_of_adapter_tensor_goes_on_bit_for_bit() {
+    let home = Home::new(Kind::Bert);
+    let set = [
+        "adapter.use_dora=true",
+        "adapter.init=pissa_niter_1",
+        "adapter.bias=all",
+        "adapter.trained_tokens=[\"[CLS]\", 7]",
+        "adapter.layers_to_transform=[1]",
+        "adapter.layers_pattern=[\"layer\"]",
+        "adapter.targets=[\"query\", \"output.dense\"]",
+        "adapter.dropout=0.1",
+        "train.lora_plus_ratio=4",
+    ];
+    let report = finish(&home.options("whole", &set));
+    stop_after(&home, &set, 5);
+    finish(&home.resume("parts", &set));
+    assert_same(&home.path("whole"), &home.path("parts"));
+
+    // The adapter that is kept, on the checkpoint as it is, is the model that was trained.
+    let options = use_options(&home, "whole", None);
+    let again = calor_train::evaluate(&options, Some(Split::HeldOut), &mut (), &StopFlag::new());
+    let again = serde_json::to_value(again.unwrap().unwrap().evaluation).unwrap();
+    let first = serde_json::to_value(&report.evaluation["held_out"]).unwrap();
+    assert!(close(&again, &first), "{again}\n{first}");
+}
+
+/// Whether two documents differ in nothing but the rounding of numbers.
+fn close(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| close(a, &b[key]))
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| close(a, b))
+        }
+        (Value::Number(a), Value::Number(b)) => {
+            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            (a - b).abs() <= 1e-4 * a.abs().max(1.0)
+        }
+        _ => a == b,
+    }
+}
+
+/// Goes on with the run `parts` until it has done `step` steps.
+fn stop_after(home: &Home, set: &[&str], step: u64) {
+    let stop = StopFlag::new();
+    let flag = stop.clone();
+    let mut observer = AfterStep(|progress: &calor_train::StepProgress| {
+        if progress.step == step {
+            flag.set();
+        }
+    });
+    let outcome = calor_train::train(&home.resume("parts", set), &mut observer, &stop);
+    match outcome.unwrap() {
+        TrainOutcome::Stopped {
+            step: at,
+            checkpoint,
+        } => {
+            assert_eq!(at, step);
+            assert!(checkpoint.ends_with(format!("checkpoints/step-{step}")));
+        }
+        TrainOutcome::Finished(_) => panic!("it was asked to stop"),
+    }
 }
 
 #[test]

@@ -20,7 +20,8 @@ pub(super) fn dispatch(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, 
         targets,
         needs: [
             hidden.is_require_grad() || hidden.device().is_autodiff(),
-            weight.is_require_grad(),
+            // A leaf, or made of one: a table with some trained rows.
+            weight.is_require_grad() || weight.is_tracked(),
         ],
     };
     apply(operation, [input(hidden), input(weight)])

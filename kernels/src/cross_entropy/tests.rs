@@ -37,6 +37,20 @@ fn loss_and_gradients_match_the_reference() {
 }
 
 #[test]
+fn a_weight_that_is_made_of_a_leaf_passes_its_gradient_on() {
+    let hidden = random([7, 4], 1).require_grad();
+    let table = random([5, 4], 2);
+    let leaf = random([5, 4], 3).require_grad();
+    let weight = || table.clone() + leaf.clone();
+    let wanted = vec![0, 4, 2, IGNORED_TARGET, 1, 1, 3];
+    let ours = linear_cross_entropy(hidden.clone(), weight(), targets(wanted.clone())).backward();
+    let plain = reference::linear_cross_entropy(hidden, weight(), targets(wanted)).backward();
+    let (ours, plain) = (leaf.grad(&ours).unwrap(), leaf.grad(&plain).unwrap());
+    // f32: sums of seven terms in another order.
+    assert!(difference(ours, plain) < 1e-6);
+}
+
+#[test]
 fn all_targets_ignored_is_no_loss_and_no_gradient() {
     let hidden = random([3, 4], 1).require_grad();
     let weight = random([5, 4], 2);

@@ -39,14 +39,40 @@ pub fn lora_linear(
     if crate::on_cpu(&input) {
         return cpu::dispatch(input, weight, bias, lora);
     }
-    let mask = lora.filter(|lora| lora.dropout > 0.0).map(|lora| {
-        let device = input.device();
-        device.seed(lora.dropout_seed);
-        let keep = f64::from(1.0 - lora.dropout);
-        Tensor::<3>::random(input.shape(), Distribution::Bernoulli(keep), &device)
-            .cast(input.dtype())
-    });
+    let mask = lora
+        .filter(|lora| lora.dropout > 0.0)
+        .map(|lora| dropout_mask(&input, lora.dropout, lora.dropout_seed));
     reference::lora_linear(input, weight, bias, lora, mask)
+}
+
+/// The input with elements dropped and the others divided by the share that is kept: the very
+/// elements that [`lora_linear`] drops under the same seed.
+///
+/// # Shapes
+/// - input and output: `[batch, seq, in]`
+pub fn dropout(input: Tensor<3>, probability: f32, seed: u64) -> Tensor<3> {
+    if probability <= 0.0 {
+        return input;
+    }
+    let mask = dropout_mask(&input, probability, seed);
+    (input * mask).div_scalar(1.0 - probability)
+}
+
+/// 1 where an element is kept, 0 where it is dropped.
+fn dropout_mask(input: &Tensor<3>, probability: f32, seed: u64) -> Tensor<3> {
+    let device = input.device().inner();
+    #[cfg(feature = "cpu")]
+    if crate::on_cpu(input) {
+        let shape = input.dims();
+        let kept: Vec<f32> = (0..shape.iter().product())
+            .map(|index| f32::from(u8::from(dropout_keeps(seed, index, probability))))
+            .collect();
+        return Tensor::<3>::from_data(burn::tensor::TensorData::new(kept, shape), &device)
+            .cast(input.dtype());
+    }
+    device.seed(seed);
+    let keep = f64::from(1.0 - probability);
+    Tensor::<3>::random(input.shape(), Distribution::Bernoulli(keep), &device).cast(input.dtype())
 }
 
 /// Whether element `index` of a dropout mask survives: a counter-based hash, so that the mask needs

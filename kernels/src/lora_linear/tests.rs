@@ -76,6 +76,20 @@ fn every_gradient_matches_the_reference() {
 }
 
 #[test]
+fn dropout_alone_drops_what_the_linear_drops() {
+    let case = case([2, 5, 7, 9, 3], 0.4);
+    let Lora {
+        dropout,
+        dropout_seed,
+        ..
+    } = case.lora;
+    let alone = super::dropout(case.x.clone(), dropout, dropout_seed);
+    let masked = case.x.clone() * mask(&case).unwrap() / f64::from(1.0 - dropout);
+    assert!(difference(alone, masked) == 0.0);
+    assert!(difference(super::dropout(case.x.clone(), 0.0, 1), case.x) == 0.0);
+}
+
+#[test]
 fn a_frozen_weight_gets_no_gradient() {
     let Case {
         x, weight, lora, ..

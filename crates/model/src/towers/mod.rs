@@ -19,7 +19,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 use crate::architecture::TaskClass;
 use crate::builder::Builder;
 use crate::error::ModelError;
-use crate::lora::{LoraOptions, Plan};
+use crate::lora::{BiasMode, LoraOptions, PairInit, Plan};
 use crate::norm::LayerNorm;
 use crate::parameter::{Parameter, ParameterGroup, ParameterKind, Visit};
 use crate::random;
@@ -111,6 +111,12 @@ impl Tower {
         let mut plan = Plan::new();
         let mut modules_to_save = Vec::new();
         if let Some(lora) = &options.lora {
+            if lora.init != PairInit::Default || !lora.trained_tokens.is_empty() {
+                return Err(ModelError::options(
+                    "a tower's adapter takes neither `init` nor `trained_tokens`: both are built for \
+                     the backbone",
+                ));
+            }
             plan = lora.plan(TaskClass::Backbone, &tensors::modules(config))?;
             for pair in plan.values_mut() {
                 pair.index = random::mix(own, pair.index);
@@ -124,8 +130,14 @@ impl Tower {
             initializer_range: 0.0,
             plan,
             modules_to_save,
+            bias: options
+                .lora
+                .as_ref()
+                .map_or(BiasMode::None, |lora| lora.bias),
+            trained_tokens: Vec::new(),
             dtype: DType::from(options.dtype),
             seed: random::mix(options.seed, own),
+            starts: None,
             device: &device,
         };
         let stem = match config.tower_type {

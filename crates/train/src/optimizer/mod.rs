@@ -24,7 +24,7 @@ pub use adamw::AdamWOptions;
 pub use ema::Ema;
 pub use gradients::AccumulatedGradients;
 pub use muon::{MuonOptions, MuonScale};
-pub use rules::{LearningRates, TensorRule, TensorRules};
+pub use rules::{LearningRates, LoraPlus, TensorRule, TensorRules};
 pub use saved::{SavedPart, SavedState};
 pub use sgd::SgdOptions;
 

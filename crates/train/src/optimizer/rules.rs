@@ -24,6 +24,36 @@ pub struct LearningRates {
     pub encoder: f64,
     /// Of what makes soft tokens of their output.
     pub projector: f64,
+    /// Other rates for one half of each low-rank pair.
+    pub lora_plus: Option<LoraPlus>,
+}
+
+/// LoRA+ (Hayou et al. 2024): `lora_B` learns faster than `lora_A`. As PEFT's
+/// `create_loraplus_optimizer` groups an adapter: what has one dimension, trained biases and DoRA's
+/// magnitudes, learns as `lora_B`, and both halves of a pair on an embedding at a rate of their own.
+/// Heads keep theirs, where PEFT gives their biases the rate of `lora_B`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraPlus {
+    /// What the rate of the tensor's group is multiplied with.
+    pub ratio: f64,
+    /// The rate of pairs on embeddings.
+    pub embedding: f64,
+}
+
+impl LoraPlus {
+    fn rate(self, name: &str, rate: f64) -> f64 {
+        let name = name.strip_suffix(".weight").unwrap_or(name);
+        if name.contains(".lora_embedding_") {
+            self.embedding
+        } else if [".lora_B", ".bias", ".lora_magnitude_vector"]
+            .iter()
+            .any(|end| name.ends_with(end))
+        {
+            rate * self.ratio
+        } else {
+            rate
+        }
+    }
 }
 
 impl LearningRates {
@@ -34,6 +64,7 @@ impl LearningRates {
             head: rate,
             encoder: rate,
             projector: rate,
+            lora_plus: None,
         }
     }
 
@@ -45,12 +76,20 @@ impl LearningRates {
             head,
             encoder: train.encoder_learning_rate.unwrap_or(head),
             projector: train.projector_learning_rate.unwrap_or(head),
+            lora_plus: train.lora_plus_ratio.map(|ratio| LoraPlus {
+                ratio,
+                embedding: train.lora_plus_embedding_learning_rate,
+            }),
         }
     }
 
-    fn of(self, group: ParameterGroup) -> f64 {
+    /// Of one tensor, by its key in the adapter file.
+    pub fn of(self, name: &str, group: ParameterGroup) -> f64 {
         match group {
-            ParameterGroup::Adapter => self.adapter,
+            ParameterGroup::Adapter => match self.lora_plus {
+                Some(lora_plus) => lora_plus.rate(name, self.adapter),
+                None => self.adapter,
+            },
             ParameterGroup::Head => self.head,
             ParameterGroup::Encoder => self.encoder,
             ParameterGroup::Projector => self.projector,
@@ -145,7 +184,7 @@ impl TensorRules {
         TensorRule {
             learning_rate: given
                 .and_then(|group| group.learning_rate)
-                .unwrap_or_else(|| self.rates.of(group)),
+                .unwrap_or_else(|| self.rates.of(name, group)),
             weight_decay: given
                 .and_then(|group| group.weight_decay)
                 .unwrap_or(weight_decay),

@@ -152,6 +152,7 @@ fn updates_clipping_and_moments_equal_those_of_pytorch() {
             head: case.head_learning_rate,
             encoder: case.head_learning_rate,
             projector: case.head_learning_rate,
+            lora_plus: None,
         };
         let mut tensors = Tensors::new(&case.start, &device);
         let rules = TensorRules::new(rates, case.weight_decay);
@@ -234,4 +235,33 @@ fn gradients_of_micro_batches_add_up_to_those_of_the_batch() {
         "a tensor without a gradient has no entry"
     );
     assert_close(&parts.values(), &whole.values(), "sum over micro-batches");
+}
+
+#[test]
+fn lora_plus_raises_the_rate_of_one_half_of_each_pair() {
+    let rates = LearningRates {
+        lora_plus: Some(LoraPlus {
+            ratio: 16.0,
+            embedding: 1e-6,
+        }),
+        ..LearningRates::uniform(2e-4)
+    };
+    let stem = "base_model.model.model.layers.0.self_attn.q_proj";
+    for (name, expected) in [
+        ("lora_A.weight", 2e-4),
+        ("lora_B.weight", 32e-4),
+        ("lora_magnitude_vector", 32e-4),
+        ("base_layer.bias", 32e-4),
+        ("lora_embedding_A", 1e-6),
+        ("lora_embedding_B", 1e-6),
+        ("token_adapter.trainable_tokens_delta", 2e-4),
+    ] {
+        let rate = rates.of(&format!("{stem}.{name}"), ParameterGroup::Adapter);
+        assert_eq!(rate, expected, "{name}");
+    }
+    let head = rates.of("base_model.model.classifier.bias", ParameterGroup::Head);
+    assert_eq!(head, 2e-4);
+    let plain = LearningRates::uniform(2e-4);
+    let rate = plain.of("a.lora_B.weight", ParameterGroup::Adapter);
+    assert_eq!(rate, 2e-4);
 }

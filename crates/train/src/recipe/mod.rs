@@ -19,6 +19,7 @@ mod validate;
 use std::path::PathBuf;
 
 use calor_meter::EnergyOptions;
+use calor_model::{BiasMode, PairInit};
 use calor_records::SynthOptions;
 use calor_sequence::SequenceOptions;
 use serde::{Deserialize, Serialize};
@@ -232,7 +233,7 @@ section! {
         alpha: f64 = 32.0 => Number;
         /// Share of the adapter's input that is dropped in training.
         dropout: f64 = 0.05 => Number;
-        /// Linear modules that are adapted: `all-linear`, a regular expression over the whole module path, or a list of names or name endings.
+        /// Modules that are adapted, linear ones or the token embedding: `all-linear`, a regular expression over the whole module path, or a list of names or name endings.
         targets: TargetChoice = TargetChoice::One("all-linear".to_owned()) => TextOrList;
         /// Modules left out of `targets`: a regular expression or a list of names or name endings.
         exclude: TargetChoice = TargetChoice::Many(Vec::new()) => TextOrList;
@@ -246,6 +247,19 @@ section! {
         modules_to_save: Vec<String> = Vec::new() => List;
         /// Rank-stabilised scaling: `alpha / √r`.
         use_rslora: bool = false => Boolean;
+        /// Numbers of the layers that are adapted, from 0; all without it. For `targets` that are a list.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        layers_to_transform: Option<Vec<usize>> = None => List;
+        /// What stands before a layer's number in a module's path, `layers` or `encoder.layer` say; any name without it. For `layers_to_transform`.
+        layers_pattern: Vec<String> = Vec::new() => List;
+        /// Which biases of the checkpoint are trained and saved too: `none`, `all`, or `lora_only` for those of adapted modules.
+        bias: BiasMode = BiasMode::None => Text;
+        /// DoRA (Liu et al. 2024): adapts the direction of each weight's rows and trains their magnitudes.
+        use_dora: bool = false => Boolean;
+        /// What the update starts from: `default` (nothing), `pissa` (the largest singular vectors of the weights, which the frozen weights then lack; Meng et al. 2024) or `pissa_niter_K` (the same by K rounds of subspace iteration: faster, less exact). The adapter is saved with twice the rank, for the checkpoint as it is.
+        init: PairInit = PairInit::Default => Text;
+        /// Tokens whose embeddings are trained in full, by number or as the vocabulary spells them: `["[unused1]", 17]`.
+        trained_tokens: Vec<TokenChoice> = Vec::new() => List;
     }
 }
 
@@ -272,6 +286,16 @@ pub enum TargetChoice {
     Many(Vec<String>),
 }
 
+/// A token of the checkpoint's vocabulary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a token's number or its text")]
+pub enum TokenChoice {
+    /// Its number.
+    Number(u32),
+    /// Its text, as the vocabulary spells it.
+    Text(String),
+}
+
 section! {
     /// `[train]`: the optimizer and the loop.
     TrainSection at "train." {
@@ -288,6 +312,11 @@ section! {
         max_steps: Option<u64> = None => Integer;
         /// Peak learning rate of the adapter.
         learning_rate: f64 = 2e-4 => Number;
+        /// LoRA+ (Hayou et al. 2024): how many times faster `lora_B` (and trained biases and DoRA's magnitudes) learns than `lora_A`, 16 say. Without it, all at `learning_rate`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lora_plus_ratio: Option<f64> = None => Number;
+        /// Peak learning rate of a pair on the token embedding under LoRA+; PEFT's default.
+        lora_plus_embedding_learning_rate: f64 = 1e-6 => Number;
         /// Peak learning rate of the head. Without it, `learning_rate`.
         #[serde(skip_serializing_if = "Option::is_none")]
         head_learning_rate: Option<f64> = None => Number;

@@ -10,7 +10,7 @@ use calor_sequence::SequenceError;
 use super::modality::TEXT;
 use super::{
     AdapterKind, ClassWeighting, ClassWeights, Metric, OmicsGrouping, Place, Problem, Recipe,
-    RecomputeChoice, RecomputeName, SCHEMA, TargetChoice, TaskKind,
+    RecomputeChoice, RecomputeName, SCHEMA, TargetChoice, TaskKind, TokenChoice,
 };
 
 /// All problems of the recipe's values; `place` says where a key was given.
@@ -314,6 +314,37 @@ fn adapter(recipe: &Recipe, found: &mut Found) {
         "names no module",
         "`all-linear` adapts every linear module; `adapter.kind = \"none\"` trains the head alone",
     );
+    if let Some(layers) = &adapter.layers_to_transform {
+        found.unless(
+            !layers.is_empty(),
+            "adapter.layers_to_transform",
+            "names no layer",
+            "leave it out to adapt all layers",
+        );
+        found.unless(
+            matches!(adapter.targets, TargetChoice::Many(_)),
+            "adapter.layers_to_transform",
+            "is given, and `adapter.targets` is no list",
+            "name the modules as a list, or the layers in the regular expression",
+        );
+    }
+    found.unless(
+        adapter.layers_pattern.is_empty() || adapter.layers_to_transform.is_some(),
+        "adapter.layers_pattern",
+        "is given without `adapter.layers_to_transform`",
+        "",
+    );
+    for (index, token) in adapter.trained_tokens.iter().enumerate() {
+        found.unless(
+            !adapter.trained_tokens[..index].contains(token),
+            "adapter.trained_tokens",
+            match token {
+                TokenChoice::Number(number) => format!("names the token {number} twice"),
+                TokenChoice::Text(text) => format!("names the token `{text}` twice"),
+            },
+            "",
+        );
+    }
     for (pattern, rank) in &adapter.rank_pattern {
         found.unless(
             *rank >= 1,
@@ -341,6 +372,19 @@ fn train(recipe: &Recipe, found: &mut Found) {
         found.at_least_one("train.max_steps", steps);
     }
     found.positive("train.learning_rate", train.learning_rate);
+    if let Some(ratio) = train.lora_plus_ratio {
+        found.positive("train.lora_plus_ratio", ratio);
+        found.unless(
+            recipe.adapter.kind == AdapterKind::Lora,
+            "train.lora_plus_ratio",
+            "is given, and `adapter.kind` is `none`",
+            "leave it out",
+        );
+    }
+    found.positive(
+        "train.lora_plus_embedding_learning_rate",
+        train.lora_plus_embedding_learning_rate,
+    );
     for (key, rate) in [
         ("train.head_learning_rate", train.head_learning_rate),
         ("train.encoder_learning_rate", train.encoder_learning_rate),
@@ -461,6 +505,19 @@ mod tests {
             ("adapter.dropout=1.0", "adapter.dropout"),
             ("adapter.targets=[]", "adapter.targets"),
             ("adapter.rank_pattern.query=0", "adapter.rank_pattern"),
+            (
+                "adapter.layers_to_transform=[0]",
+                "adapter.layers_to_transform",
+            ),
+            (
+                "adapter.layers_pattern=[\"layer\"]",
+                "adapter.layers_pattern",
+            ),
+            (
+                "adapter.trained_tokens=[3, \"a\", 3]",
+                "adapter.trained_tokens",
+            ),
+            ("train.lora_plus_ratio=0", "train.lora_plus_ratio"),
             ("train.global_batch=0", "train.global_batch"),
             ("train.micro_batch=0", "train.micro_batch"),
             ("train.epochs=0", "train.epochs"),

@@ -1,10 +1,10 @@
 //! Every optimizer, average and schedule in whole runs: stopped and resumed, evaluated, told apart.
 
 use calor_records::Split;
-use calor_train::{StopFlag, TrainOutcome};
+use calor_train::StopFlag;
 
-use crate::common::{AfterStep, Home, Kind, adapter_bytes, finish, losses, repeatable};
-use crate::{assert_same, clear, use_options};
+use crate::common::{Home, Kind, adapter_bytes, finish, losses, repeatable};
+use crate::{assert_same, stop_after, use_options};
 
 /// What is set for each, and a name for its folder.
 const CASES: [(&str, &[&str]); 6] = [
@@ -46,18 +46,8 @@ fn a_stopped_run_goes_on_bit_for_bit_with_each() {
         );
 
         // Step 5 has an evaluation due, which the stop puts off; step 11 is of the second epoch.
-        let stop = StopFlag::new();
         for step in [5, 11] {
-            let flag = stop.clone();
-            let mut observer = AfterStep(|progress: &calor_train::StepProgress| {
-                if progress.step == step {
-                    flag.set();
-                }
-            });
-            let options = home.resume("parts", set);
-            let outcome = calor_train::train(&options, &mut observer, &stop).unwrap();
-            assert!(matches!(outcome, TrainOutcome::Stopped { step: at, .. } if at == step));
-            clear(&stop);
+            stop_after(&home, set, step);
         }
         finish(&home.resume("parts", set));
         assert_same(&home.path("whole"), &home.path("parts"));
