@@ -14,6 +14,7 @@ mod devices;
 mod evaluate;
 mod failure;
 mod fetch;
+mod generate;
 mod hub;
 mod output;
 mod parity;
@@ -62,6 +63,8 @@ enum Verb {
     Evaluate(evaluate::Arguments),
     /// Writes a trained run's predictions for a cohort
     Predict(predict::Arguments),
+    /// Continues prompts with a language model, a run's or a checkpoint's
+    Generate(generate::Arguments),
     /// Compares a checkpoint's outputs and gradients with a reference
     Parity(parity::Arguments),
     /// Measures throughput, energy and memory
@@ -91,6 +94,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Train(arguments) => train::run(&arguments),
         Verb::Evaluate(arguments) => evaluate::run(&arguments),
         Verb::Predict(arguments) => predict::run(&arguments),
+        Verb::Generate(arguments) => generate::run(&arguments),
         Verb::Parity(arguments) => parity::run(&arguments),
         Verb::Bench(verb) => bench::run(&verb),
         Verb::Report(arguments) => report::run(&arguments),

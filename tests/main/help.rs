@@ -39,6 +39,7 @@ fn every_verb_explains_itself() {
         "train",
         "evaluate",
         "predict",
+        "generate",
         "parity",
         "bench step",
         "report",

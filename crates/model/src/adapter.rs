@@ -310,17 +310,11 @@ fn stored_head(
     match adapter.class {
         TaskClass::Backbone => Ok(HeadOptions::None),
         TaskClass::CausalLm => Ok(HeadOptions::CausalLm),
+        TaskClass::TokenClassifier => Ok(HeadOptions::TokenClassifier {
+            labels: stored_labels(weights)?,
+        }),
         TaskClass::SequenceClassifier => {
-            let names = ["score", "classifier", "classifier.out_proj"];
-            let labels = names
-                .iter()
-                .find_map(|name| weights.entry(&format!("{PEFT_PREFIX}{name}.weight")))
-                .and_then(|entry| entry.shape.first().copied())
-                .ok_or_else(|| ModelError::MissingTensor {
-                    path: weights.path().to_owned(),
-                    tensor: format!("{PEFT_PREFIX}(score|classifier).weight"),
-                    expected: Vec::new(),
-                })?;
+            let labels = stored_labels(weights)?;
             Ok(HeadOptions::Classifier {
                 labels,
                 pooling: Pooling::default_for(checkpoint.config().family()),
@@ -331,6 +325,20 @@ fn stored_head(
             })
         }
     }
+}
+
+/// Rows of the stored head's last layer.
+fn stored_labels(weights: &TensorFile) -> Result<usize, ModelError> {
+    let names = ["score", "classifier", "classifier.out_proj"];
+    names
+        .iter()
+        .find_map(|name| weights.entry(&format!("{PEFT_PREFIX}{name}.weight")))
+        .and_then(|entry| entry.shape.first().copied())
+        .ok_or_else(|| ModelError::MissingTensor {
+            path: weights.path().to_owned(),
+            tensor: format!("{PEFT_PREFIX}(score|classifier).weight"),
+            expected: Vec::new(),
+        })
 }
 
 fn read_own(dir: &Path) -> Result<Option<OwnConfig>, ModelError> {

@@ -1,5 +1,6 @@
 //! The model: a backbone, an adapter on it, a head.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
@@ -8,6 +9,7 @@ use serde::Serialize;
 use crate::architecture::{ModuleSpec, TaskClass};
 use crate::attention::Masking;
 use crate::builder::Builder;
+use crate::cache::State;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Family, Kind, ModelConfig};
 use crate::decoder::Decoder;
@@ -215,6 +217,9 @@ impl Model {
                 pooling,
                 options.head_hidden,
             )?)),
+            (HeadOptions::TokenClassifier { labels }, _) => {
+                Head::Classifier(Box::new(Classifier::of_tokens(&builder, config, labels)?))
+            }
             _ => Head::None,
         };
         let Builder {
@@ -284,7 +289,7 @@ impl Model {
         self.run(input, mode, masking, None)
     }
 
-    fn run(
+    pub(crate) fn run(
         &self,
         input: &ModelInput,
         mode: Mode,
@@ -298,6 +303,24 @@ impl Model {
             masking,
             selection,
             replacement: replacement.as_ref(),
+            cache: None,
+        })
+    }
+
+    /// As [`Model::run`] for tokens that follow those of a cache.
+    pub(crate) fn run_cached(
+        &self,
+        input: &ModelInput,
+        selection: &Selection,
+        cache: &RefCell<State>,
+    ) -> Tensor<3> {
+        self.backbone.forward(&Run {
+            input,
+            mode: Mode::Infer,
+            masking: Masking::Segments,
+            selection: Some(selection),
+            replacement: None,
+            cache: Some(cache),
         })
     }
 
@@ -363,7 +386,7 @@ impl Model {
         }
     }
 
-    fn output_layer(&self) -> (&crate::linear::Linear, &Parameter<2>) {
+    pub(crate) fn output_layer(&self) -> (&crate::linear::Linear, &Parameter<2>) {
         match (&self.head, &self.backbone) {
             (Head::CausalLm { linear, tied: true }, Backbone::Decoder(decoder)) => {
                 (linear, &decoder.embedding)

@@ -1,8 +1,11 @@
 //! One forward pass: what goes in, and which tokens are needed.
 
+use std::cell::RefCell;
+
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use crate::attention::Masking;
+use crate::cache::State;
 use crate::fusion::{Replacement, SoftInput};
 use crate::head::Pooling;
 use crate::parameter::Parameter;
@@ -57,6 +60,8 @@ pub(crate) struct Run<'a> {
     pub masking: Masking,
     pub selection: Option<&'a Selection>,
     pub replacement: Option<&'a Replacement>,
+    /// Keys and values of the tokens before these, where a text is continued.
+    pub cache: Option<&'a RefCell<State>>,
 }
 
 impl<'a> Run<'a> {
@@ -104,7 +109,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// One token a sample.
+/// The tokens that are needed: one a sample, or those at chosen places.
 pub(crate) struct Selection {
     /// Places in `[batch · seq]`.
     places: Tensor<1, Int>,
@@ -129,6 +134,14 @@ impl Selection {
         Selection {
             count: places.len(),
             places: integer_tensor(places, &input.input_ids.device()),
+        }
+    }
+
+    /// Tokens by their places in `[batch · seq]`.
+    pub fn of_places(places: Tensor<1, Int>) -> Selection {
+        Selection {
+            count: places.dims()[0],
+            places,
         }
     }
 

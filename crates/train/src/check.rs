@@ -118,8 +118,8 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
                 |_| false,
                 &device,
             )?;
-            let outputs = model.forward(&input, Mode::Train { dropout_seed: 0 });
-            Ok(objective.loss(outputs, &batch.batch.targets, &device))
+            let mode = Mode::Train { dropout_seed: 0 };
+            Ok(objective.loss_of(model, &input, &batch.batch, mode, &device))
         },
         supervised,
         LearningRates::uniform(recipe.train.learning_rate),

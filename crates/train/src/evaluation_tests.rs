@@ -26,6 +26,7 @@ pub(crate) fn scored(
         targets,
         outputs: outputs.to_vec(),
         width,
+        tags: Vec::new(),
     }
 }
 
