@@ -14,6 +14,7 @@ macro_rules! assert_snapshot {
 mod cohort;
 mod errors;
 mod fetch;
+mod generate;
 mod help;
 mod modalities;
 mod recipes;

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use calor_records::LabelValue;
 use calor_train::recipe::{Recipe, TaskKind};
 
-use crate::support::{Workplace, write_labelled_cohort};
+use serde_json::json;
+
+use crate::support::{Workplace, language_model, write_labelled_cohort};
 
 /// Where recipes have towers, and small ones in their place.
 const TOWERS: [(&str, &str); 2] = [
@@ -24,6 +26,24 @@ fn small_tower(place: &Path, fixture: &str) {
     let preprocessor =
         r#"{"image_processor_type": "ViTImageProcessor", "size": {"height": 14, "width": 14}}"#;
     fs::write(place.join("preprocessor_config.json"), preprocessor).expect("a file");
+}
+
+/// Rows of text as a task reads them.
+fn rows(kind: TaskKind) -> String {
+    let row = |number: usize| match kind {
+        TaskKind::Tokens => json!({
+            "tokens": ["no", "fever", "today"],
+            "tags": ["O", if number.is_multiple_of(2) { "B-Disease" } else { "O" }, "O"],
+        }),
+        TaskKind::CausalLm => json!({"messages": [
+            {"role": "user", "content": format!("Doctor: how is day {number}?")},
+            {"role": "assistant", "content": "Well."},
+        ]}),
+        _ => json!({"text": "Doctor: how are you?", "label": (["plan", "exam"][number % 2])}),
+    };
+    (0..40)
+        .map(|number| row(number).to_string() + "\n")
+        .collect()
 }
 
 fn recipes() -> Vec<PathBuf> {
@@ -91,27 +111,29 @@ fn it_passes_the_check_on_data_of_its_shape() {
             TaskKind::Multiclass => |outcome| LabelValue::Integer(i64::from(outcome)),
             _ => LabelValue::Boolean,
         };
+        let mut set = vec!["sequence.max_tokens=96".to_owned()];
         // A synthetic cohort is made by the check itself.
-        let cohort = if recipe.cohort.synth.is_some() {
-            "cohort.synth.patients=60"
+        if recipe.cohort.synth.is_some() {
+            set.push("cohort.synth.patients=60".to_owned());
+        } else if recipe.text.is_used() {
+            fs::write(workplace.path("rows.jsonl"), rows(recipe.task.kind)).expect("rows");
+            let splits = ["train", "tuning", "held_out"];
+            set.extend(splits.map(|split| format!("text.{split}=rows.jsonl")));
         } else {
             write_labelled_cohort(&workplace.path("data"), &recipe.task.labels.names(), label);
-            "cohort.path=data"
-        };
+            set.push("cohort.path=data".to_owned());
+        }
+        set.push(match recipe.task.kind {
+            TaskKind::CausalLm => format!("model.id={}", language_model().display()),
+            _ => "model.id=model".to_owned(),
+        });
         for (place, fixture) in TOWERS {
             small_tower(&workplace.path(place), fixture);
         }
-        workplace
-            .run([
-                "check",
-                path.to_str().expect("a path"),
-                "--set",
-                "model.id=model",
-                "--set",
-                cohort,
-                "--set",
-                "sequence.max_tokens=96",
-            ])
-            .done();
+        let mut arguments = vec!["check", path.to_str().expect("a path")];
+        for assignment in &set {
+            arguments.extend(["--set", assignment]);
+        }
+        workplace.run(arguments).done();
     }
 }

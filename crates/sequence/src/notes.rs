@@ -105,3 +105,137 @@ impl Notes {
         Ok(fitted)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use calor_records::Modality;
+
+    use super::*;
+    use crate::labels::{TargetKind, Targets, TaskLabels};
+    use crate::options::NumberStyle;
+    use crate::prepare::prepare;
+    use crate::prepared::Prepared;
+    use crate::stream::StreamOptions;
+    use crate::testing::{ByteLevelKind, DAY_US, byte_level, event, note, tokenizer, write_cohort};
+
+    fn patient() -> Patient {
+        Patient {
+            subject_id: 0,
+            events: vec![
+                event(Some(0), "weight", Some(70.0)),
+                event(Some(DAY_US), "old", None),
+                event(Some(2 * DAY_US), "same time", None),
+                note(Some(2 * DAY_US), "NOTE//a", "high"),
+                note(Some(2 * DAY_US), "NOTE//b", " low "),
+                note(Some(3 * DAY_US), "NOTE//a", " "),
+                note(Some(4 * DAY_US), "OTHER", "secret"),
+                note(None, "NOTE//a", "without time"),
+            ],
+        }
+    }
+
+    fn prepared(loss: LossOn, max_tokens: usize) -> (Prepared, PatientTokenizer) {
+        let folder = tempfile::tempdir().unwrap();
+        let patients = vec![patient(), patient(), patient(), patient()];
+        let (cohort, _) = write_cohort(folder.path(), &patients, 1, &[]);
+        let options = SequenceOptions {
+            max_tokens,
+            overlength: Overlength::DropOldestEvents,
+            numbers: NumberStyle::Value,
+            quantile_minimum: 1,
+            streams: vec![StreamOptions {
+                tokens: 2,
+                ..StreamOptions::new(Modality::Series)
+            }],
+            ..SequenceOptions::default()
+        };
+        let notes = Notes {
+            codes: vec!["NOTE//*".to_owned()],
+            loss,
+        };
+        let samples = (0..4).flat_map(|subject_id| {
+            let patient = Patient {
+                subject_id,
+                ..patient()
+            };
+            notes.samples(&patient, &options)
+        });
+        let labels = TaskLabels::notes(notes.clone(), samples.collect()).unwrap();
+        assert_eq!((labels.len(), labels.kind()), (4, TargetKind::Tokens));
+        let config = serde_json::json!({"eos_token": "</s>"});
+        let tokenizer = tokenizer(&byte_level(ByteLevelKind::SmolLm2), Some(config));
+        let cache = folder.path().join("cache");
+        let prepared = prepare(
+            &cohort,
+            &labels,
+            &tokenizer,
+            &options,
+            None,
+            &cache,
+            &|_| {},
+        );
+        (prepared.unwrap(), tokenizer)
+    }
+
+    /// The text of the learned tokens of the first sample, and of the others, soft slots left out.
+    fn texts(prepared: &Prepared, tokenizer: &PatientTokenizer) -> (String, String) {
+        let sample = prepared.sample(0);
+        let Targets::Tokens(targets) = sample.targets else {
+            panic!("tokens have targets");
+        };
+        assert_eq!(targets.len(), sample.tokens.len());
+        let (mut learned, mut given) = (Vec::new(), Vec::new());
+        for (token, target) in sample.tokens.iter().zip(targets) {
+            match (*token, target) {
+                (SOFT_SLOT, target) => assert_eq!(target, NO_TARGET, "a soft slot is a target"),
+                (token, NO_TARGET) => given.push(token),
+                (token, target) => {
+                    assert_eq!(token as i32, target);
+                    learned.push(token);
+                }
+            }
+        }
+        let text = |tokens: &[u32]| tokenizer.decode(tokens).unwrap();
+        (text(&learned), text(&given))
+    }
+
+    #[test]
+    fn a_note_is_learned_after_what_came_before_it() {
+        let (prepared, tokenizer) = prepared(LossOn::Response, 256);
+        assert_eq!(prepared.len(), 4);
+        let sample = prepared.sample(0);
+        assert_eq!(sample.prediction_time_us, 2 * DAY_US - 1);
+        let slots = sample.tokens.iter().filter(|token| **token == SOFT_SLOT);
+        assert_eq!(slots.count(), 2);
+        let (learned, given) = texts(&prepared, &tokenizer);
+        let end = tokenizer
+            .eos_id()
+            .map_or(String::new(), |eos| tokenizer.decode(&[eos]).unwrap());
+        assert_eq!(learned, format!("\nhigh\nlow{end}"));
+        assert!(
+            given.contains("weight 70") && given.contains("old"),
+            "{given}"
+        );
+        assert!(
+            !given.contains("same time") && !given.contains("secret"),
+            "{given}"
+        );
+    }
+
+    #[test]
+    fn the_whole_text_is_learned_where_it_is_asked_for_but_never_a_soft_token() {
+        let (prepared, tokenizer) = prepared(LossOn::All, 256);
+        let (learned, given) = texts(&prepared, &tokenizer);
+        assert!(learned.contains("weight 70") && learned.contains("high\nlow"));
+        assert_eq!(given, "");
+    }
+
+    #[test]
+    fn a_note_that_is_too_long_leaves_a_quarter_to_the_patient() {
+        let (prepared, _) = prepared(LossOn::Response, 24);
+        let sample = prepared.sample(0);
+        assert!(sample.tokens.len() <= 24);
+        assert!(sample.targets.supervised_count() <= 18);
+        assert!(prepared.report().truncated_samples > 0);
+    }
+}
