@@ -122,6 +122,7 @@ mod tests {
         Patient {
             subject_id: 0,
             events: vec![
+                note(None, "NOTE//a", "without time"),
                 event(Some(0), "weight", Some(70.0)),
                 event(Some(DAY_US), "old", None),
                 event(Some(2 * DAY_US), "same time", None),
@@ -129,7 +130,6 @@ mod tests {
                 note(Some(2 * DAY_US), "NOTE//b", " low "),
                 note(Some(3 * DAY_US), "NOTE//a", " "),
                 note(Some(4 * DAY_US), "OTHER", "secret"),
-                note(None, "NOTE//a", "without time"),
             ],
         }
     }
@@ -137,7 +137,7 @@ mod tests {
     fn prepared(loss: LossOn, max_tokens: usize) -> (Prepared, PatientTokenizer) {
         let folder = tempfile::tempdir().unwrap();
         let patients = vec![patient(), patient(), patient(), patient()];
-        let (cohort, _) = write_cohort(folder.path(), &patients, 1, &[]);
+        let (cohort, _) = write_cohort(folder.path(), &patients, 1, &[1]);
         let options = SequenceOptions {
             max_tokens,
             overlength: Overlength::DropOldestEvents,

@@ -87,7 +87,7 @@ impl<'a> DialogueEncoder<'a> {
 
     /// A whole row with its targets.
     pub(crate) fn row(&self, row: &Row, loss: LossOn) -> Result<Encoded, String> {
-        let (tokens, mut targets) = match row {
+        let (tokens, targets) = match row {
             Row::Messages(messages) => self.messages(messages, loss)?,
             Row::Pair { prompt, response } if self.template.is_some() => {
                 let messages = [
@@ -102,15 +102,13 @@ impl<'a> DialogueEncoder<'a> {
                 unreachable!("rows are read for their task")
             }
         };
-        // Nothing comes before the first token, so nothing predicts it.
-        if let Some(first) = targets.first_mut() {
-            *first = NO_TARGET;
-        }
-        Ok(Encoded {
+        let mut encoded = Encoded {
             full_length: tokens.len(),
             tokens,
             targets,
-        })
+        };
+        encoded.drop_first_target();
+        Ok(encoded)
     }
 
     /// The assistants' turns are what a conversation gains by each of them: the text up to a turn,
@@ -266,6 +264,13 @@ impl Encoded {
         self.tokens.drain(range.clone());
         if !self.targets.is_empty() {
             self.targets.drain(range);
+        }
+    }
+
+    /// Nothing comes before the first token, so nothing predicts it.
+    pub fn drop_first_target(&mut self) {
+        if let Some(first) = self.targets.first_mut() {
+            *first = NO_TARGET;
         }
     }
 

@@ -335,6 +335,7 @@ impl<'a> Work<'a> {
                 (row, TextTask::CausalLm { loss, .. }, Some(dialogue)) => {
                     let mut encoded = dialogue.row(row, *loss)?;
                     encoded.cut(options, prefix, 0);
+                    encoded.drop_first_target();
                     (encoded, None)
                 }
                 _ => unreachable!("rows are read for their task"),

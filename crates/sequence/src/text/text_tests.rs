@@ -117,6 +117,14 @@ fn a_response_that_is_cut_off_whole_is_left_out() {
     assert_eq!(prepared.sample(0).targets.supervised_count(), 2);
     let prepared = place.prepare(&LANGUAGE, 6, Overlength::CutStart).unwrap();
     assert_eq!(prepared.len(), 2);
+    // Where the cut goes through a response, what is the first token then is not learned.
+    let rows = "{\"prompt\": \"a\", \"response\": \" b c d e f\"}\n";
+    let long = Place::new(&[(Split::Train, "train.jsonl", rows)]);
+    let prepared = long.prepare(&LANGUAGE, 3, Overlength::CutStart).unwrap();
+    let Targets::Tokens(targets) = prepared.sample(0).targets else {
+        panic!("tokens have targets");
+    };
+    assert_eq!((targets.len(), targets[0]), (3, NO_TARGET));
     let error = place
         .prepare(&LANGUAGE, 6, Overlength::Error)
         .err()
