@@ -197,6 +197,43 @@ fn a_token_classifier_is_saved_as_peft_saves_it() {
     }
 }
 
+/// Logits of every token, as PEFT and Transformers compute them with an adapter of theirs
+/// (`scripts/references/models.py`). Both work in f32; logits are about 1.
+#[test]
+fn a_token_classifier_of_peft_gives_the_same_logits() {
+    for (base, adapter) in [
+        ("bert", "adapter-bert-tokens"),
+        ("roberta", "adapter-roberta-tokens"),
+        ("llama3", "adapter-llama-tokens"),
+    ] {
+        let folder = fixture(adapter);
+        let reference = std::fs::read(folder.join("reference.safetensors")).unwrap();
+        let reference = safetensors::SafeTensors::deserialize(&reference).unwrap();
+        let ids = reference.tensor("input_ids").unwrap();
+        let seq = ids.shape()[1];
+        let ids: Vec<i32> = ids
+            .data()
+            .chunks_exact(8)
+            .map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()) as i32)
+            .collect();
+        let expected: Vec<f32> = reference
+            .tensor("logits")
+            .unwrap()
+            .data()
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+            .collect();
+        let rows: Vec<Vec<Vec<i32>>> = ids.chunks(seq).map(|row| vec![row.to_vec()]).collect();
+        let checkpoint = Checkpoint::open(&fixture(base)).unwrap();
+        let model =
+            Model::load_with_adapter(&checkpoint, &folder, FloatDType::F32, &device()).unwrap();
+        let places: Vec<i32> = (0..ids.len() as i32).collect();
+        let logits = model.token_logits(&packed(&rows, seq), integers(&places), Mode::Infer);
+        let difference = largest_difference(&values(logits), &expected);
+        assert!(difference < 2e-5, "{adapter}: {difference}");
+    }
+}
+
 #[test]
 fn one_class_is_refused() {
     let checkpoint = Checkpoint::open(&fixture("bert")).unwrap();
