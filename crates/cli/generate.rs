@@ -4,7 +4,7 @@ use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use calor_train::recipe::{Dtype, TextSection};
+use calor_train::recipe::{ChatTemplateChoice, Dtype, TextSection};
 use calor_train::{Generated, Generator, GeneratorSource, Sampling, run_recipe};
 use serde::Serialize;
 use serde_json::Value;
@@ -124,11 +124,16 @@ fn open(arguments: &Arguments) -> Result<Generator, Failure> {
         let revision = recipe.model.revision.as_deref();
         let checkpoint = hub.resolve(&recipe.model.id, revision, Purpose::LanguageModel)?;
         let own = path.join("adapter");
+        let mut text = recipe.text;
+        if !recipe.task.notes.is_empty() {
+            // Notes were learned after the patient's text as it is.
+            text.chat_template = ChatTemplateChoice::None;
+        }
         return Ok(Generator::open(&GeneratorSource {
             checkpoint: &checkpoint,
             adapter: Some(arguments.adapter.as_deref().unwrap_or(&own)),
             dtype: recipe.model.dtype,
-            text: recipe.text,
+            text,
             device,
         })?);
     }

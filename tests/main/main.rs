@@ -18,5 +18,6 @@ mod generate;
 mod help;
 mod modalities;
 mod recipes;
+mod rouge;
 mod support;
 mod training;
