@@ -84,10 +84,10 @@ CONVERSATIONS = [
         {"role": "assistant", "content": "Too. Drink water."},
     ],
     [
-        {"role": "user", "content": "Schmerzen \u00fcberall <3 {x: 1}"},
-        {"role": "assistant", "content": "Seit wann?\nIch frage,\tweil \u2026"},
-        {"role": "user", "content": "gestern"},
-        {"role": "assistant", "content": "Ruhe."},
+        {"role": "user", "content": "It hurts after the caf\u00e9 <3 {x: 1}"},
+        {"role": "assistant", "content": "Since when?\nI ask,\tbecause \u2026"},
+        {"role": "user", "content": "yesterday"},
+        {"role": "assistant", "content": "Rest."},
     ],
 ]
 

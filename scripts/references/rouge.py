@@ -20,7 +20,7 @@ PAIRS = [
     ("Noncontributory.", ""),
     ("\u2026", "\u2026"),
     ("a a a b", "a b a b a"),
-    ("Schmerzen \u00fcberall", "schmerzen"),
+    ("caf\u00e9 na\u00efve", "caf NA"),
 ]
 
 
