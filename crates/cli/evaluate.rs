@@ -27,7 +27,8 @@ pub struct Arguments {
     /// Which patients
     #[arg(long, value_enum, default_value_t = Which::HeldOut)]
     split: Which,
-    /// Another cohort than the run's own, with labels of the same name
+    /// Another cohort than the run's own, with labels of the same name; of a run on files of text,
+    /// another file
     #[arg(long, value_name = "DIR")]
     cohort: Option<PathBuf>,
     /// At most so many patients of the split: a sample, the same for every run on the cohort

@@ -14,6 +14,7 @@ mod devices;
 mod evaluate;
 mod failure;
 mod fetch;
+mod generate;
 mod hub;
 mod init;
 mod merge;
@@ -72,6 +73,8 @@ enum Verb {
     Predict(predict::Arguments),
     /// Folds an adapter into its checkpoint, or combines several adapters
     Merge(merge::Arguments),
+    /// Continues prompts with a language model, a run's or a checkpoint's
+    Generate(generate::Arguments),
     /// Compares a checkpoint's outputs and gradients with a reference
     Parity(parity::Arguments),
     /// Measures throughput, energy and memory
@@ -104,6 +107,7 @@ fn run(verb: Verb) -> Result<Exit, Failure> {
         Verb::Evaluate(arguments) => evaluate::run(&arguments),
         Verb::Predict(arguments) => predict::run(&arguments),
         Verb::Merge(arguments) => merge::run(&arguments),
+        Verb::Generate(arguments) => generate::run(&arguments),
         Verb::Parity(arguments) => parity::run(&arguments),
         Verb::Bench(verb) => bench::run(&verb),
         Verb::Report(arguments) => report::run(&arguments),

@@ -21,7 +21,7 @@ pub struct Arguments {
     /// Folder of the run
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Folder of the cohort
+    /// Folder of the cohort; of a run on files of text, a file with rows like those
     #[arg(long, value_name = "DIR")]
     cohort: PathBuf,
     /// Parquet file to write: subject, prediction time, probability, label where it is known

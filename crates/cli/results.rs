@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use calor_evaluate::{Ablation, Interval, Metrics, Score, metric_names};
+use calor_evaluate::{Ablation, Interval, Metrics, Score, TaskKind, metric_names};
 use calor_meter::{MeterReport, Quantity};
 use calor_train::Comparison;
 use calor_train::artifacts::report::{Outcome, Report, SplitEvaluation};
@@ -18,7 +18,10 @@ pub fn show_run(run: &Path, report: &Report) -> String {
     let mut text = format!(
         "{}: {} from {}\n",
         report.name,
-        report.task.labels.join(", "),
+        match report.task.labels.is_empty() {
+            true => report.task.kind.name().to_owned(),
+            false => report.task.labels.join(", "),
+        },
         report.model.id
     );
     for (split, evaluation) in &report.evaluation {
@@ -136,15 +139,42 @@ pub fn show_split(split: &str, evaluation: &SplitEvaluation) -> String {
     } else {
         format!(" at {} prediction times", count(metrics.rows as u64))
     };
+    let per_token = matches!(metrics.task, TaskKind::Tokens | TaskKind::CausalLm);
     let title = match split {
+        "held_out" if per_token => "held-out texts, never seen in training".to_owned(),
+        other if per_token => format!("texts of the split `{other}`"),
         "held_out" => "held-out patients, never seen in training".to_owned(),
         other => format!("patients of the split `{other}`"),
     };
+    let shown = match per_token {
+        true => metrics.rows,
+        false => metrics.patients,
+    };
+    let samples = if per_token { "" } else { &samples };
     let mut text = format!(
         "\n{} {title}{samples}\n{}",
-        count(metrics.patients as u64),
+        count(shown as u64),
         metrics_table(metrics).render()
     );
+    if !evaluation.entities.is_empty() {
+        let mut table = Table::new(&[
+            ("entity", Align::Left),
+            ("F1", Align::Right),
+            ("precision", Align::Right),
+            ("recall", Align::Right),
+            ("in the text", Align::Right),
+        ]);
+        for entity in &evaluation.entities {
+            table.row([
+                entity.name.clone(),
+                format!("{:.3}", entity.f1),
+                format!("{:.3}", entity.precision),
+                format!("{:.3}", entity.recall),
+                count(entity.support),
+            ]);
+        }
+        text.push_str(&format!("\n{}", table.render()));
+    }
     for label in &evaluation.labels {
         if let Some(metrics) = &label.metrics {
             text.push_str(&format!(
@@ -247,7 +277,7 @@ fn metrics_table(metrics: &Metrics) -> Table {
             continue;
         };
         let digits = |number: f64| match *name {
-            "rmse" | "log_loss" => crate::output::number(number),
+            "rmse" | "log_loss" | "loss" | "perplexity" => crate::output::number(number),
             _ => format!("{number:.3}"),
         };
         let title = title_of(name);

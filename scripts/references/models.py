@@ -343,6 +343,22 @@ def sequence_adapter(base: str, labels: int, side: str, lora: dict):
     return make
 
 
+def token_adapter(base: str, targets: list[str]):
+    def make(out: Path, folder: Path, seed: int) -> None:
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForTokenClassification.from_pretrained(
+            out / base, num_labels=3, attn_implementation="eager"
+        )
+        config = LoraConfig(task_type="TOKEN_CLS", r=2, lora_alpha=4, target_modules=targets)
+        adapted = adapt(model, config, seed)
+        fresh(folder)
+        save_adapter(adapted, folder, base)
+        ids, _ = tokens(None, None, seed)
+        classifier_reference(folder / "reference.safetensors", adapted, ids, None)
+
+    return make
+
+
 def backbone_adapter(out: Path, folder: Path, seed: int) -> None:
     """AutoModel without a task type, every linear layer, the pooler's among them."""
     model = transformers.AutoModel.from_pretrained(out / "bert", attn_implementation="eager")
@@ -372,6 +388,9 @@ ADAPTERS = {
         "roberta", 2, "right", {"r": 4, "lora_alpha": 2, "target_modules": "all-linear"}
     ),
     "adapter-backbone": backbone_adapter,
+    "adapter-bert-tokens": token_adapter("bert", ["query", "value"]),
+    "adapter-roberta-tokens": token_adapter("roberta", ["query", "output.dense"]),
+    "adapter-llama-tokens": token_adapter("llama3", ["q_proj", "down_proj"]),
 }
 
 

@@ -42,6 +42,7 @@ fn every_verb_explains_itself() {
         "evaluate",
         "predict",
         "merge",
+        "generate",
         "parity",
         "bench step",
         "report",

@@ -14,11 +14,13 @@ macro_rules! assert_snapshot {
 mod cohort;
 mod errors;
 mod fetch;
+mod generate;
 mod help;
 mod init;
 mod merge;
 mod modalities;
 mod recipes;
+mod rouge;
 mod support;
 mod sweep;
 mod training;

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use calor_records::{Label, LabelValue, Labels, write_labels};
 use calor_train::recipe::{Recipe, TaskKind};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{Ended, Workplace};
+use crate::support::{Ended, Workplace, language_model};
 
 /// Where recipes have towers, and small ones in their place.
 const TOWERS: [(&str, &str); 2] = [
@@ -25,6 +25,24 @@ fn small_tower(place: &Path, fixture: &str) {
     let preprocessor =
         r#"{"image_processor_type": "ViTImageProcessor", "size": {"height": 14, "width": 14}}"#;
     fs::write(place.join("preprocessor_config.json"), preprocessor).expect("a file");
+}
+
+/// Rows of text as a task reads them.
+fn rows(kind: TaskKind) -> String {
+    let row = |number: usize| match kind {
+        TaskKind::Tokens => json!({
+            "tokens": ["no", "fever", "today"],
+            "tags": ["O", if number.is_multiple_of(2) { "B-Disease" } else { "O" }, "O"],
+        }),
+        TaskKind::CausalLm => json!({"messages": [
+            {"role": "user", "content": format!("Doctor: how is day {number}?")},
+            {"role": "assistant", "content": "Well."},
+        ]}),
+        _ => json!({"text": "Doctor: how are you?", "label": (["plan", "exam"][number % 2])}),
+    };
+    (0..40)
+        .map(|number| row(number).to_string() + "\n")
+        .collect()
 }
 
 fn recipes() -> Vec<PathBuf> {
@@ -102,10 +120,17 @@ fn small(path: &Path) -> (Workplace, Vec<String>) {
     for (place, fixture) in TOWERS {
         small_tower(&workplace.path(place), fixture);
     }
-    let mut set = vec!["model.id=model".to_owned()];
+    let mut set = vec![match recipe.task.kind {
+        TaskKind::CausalLm => format!("model.id={}", language_model().display()),
+        _ => "model.id=model".to_owned(),
+    }];
     if recipe.cohort.synth.is_some() {
         // Made by the command itself.
         set.push("cohort.synth.patients=60".to_owned());
+    } else if recipe.text.is_used() {
+        fs::write(workplace.path("rows.jsonl"), rows(recipe.task.kind)).expect("rows");
+        let splits = ["train", "tuning", "held_out"];
+        set.extend(splits.map(|split| format!("text.{split}=rows.jsonl")));
     } else {
         let made = ["cohort", "synth", "data", "--patients", "60"];
         workplace.run(made).done();
@@ -128,6 +153,9 @@ fn relabel(cohort: &Path, recipe: &Recipe) {
         TaskKind::Binary | TaskKind::Multilabel => LabelValue::Boolean(outcome),
         TaskKind::Multiclass => LabelValue::Integer(i64::from(outcome)),
         TaskKind::Regression => LabelValue::Float(if outcome { 1.0 } else { 0.0 }),
+        TaskKind::Tokens | TaskKind::CausalLm => {
+            panic!("rows of text carry what is learned of them")
+        }
     };
     let labels: Vec<Label> = outcome
         .rows()

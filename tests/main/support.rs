@@ -147,6 +147,11 @@ impl Ended {
     }
 }
 
+/// A tiny language model with a chat template: `scripts/references/dialogues.py` made it.
+pub fn language_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/sequence/tests/fixtures/dialogue")
+}
+
 /// An address on this machine where nobody listens.
 pub fn closed_port() -> String {
     // Port 9 (discard) is never used by a system's ephemeral ports.

@@ -104,7 +104,9 @@ pub fn curves(
             Predictions::Multilabel { targets, .. } => {
                 of_class(class, &|row| targets[row * columns + class])
             }
-            Predictions::Regression { .. } => Vec::new(),
+            Predictions::Regression { .. }
+            | Predictions::Tokens { .. }
+            | Predictions::CausalLm { .. } => Vec::new(),
         };
         curves_of_cases(name, &cases, options)
     };

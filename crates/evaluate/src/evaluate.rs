@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bootstrap::{BootstrapOptions, Patients, bootstrap_all, no_resamples};
 use crate::error::EvaluateError;
+use crate::language::{EntityMeasure, LANGUAGE_METRICS, LanguageMeasure, TOKEN_METRICS, Tagged};
 use crate::measure::{
     BINARY_METRICS, BinaryMeasure, MULTICLASS_METRICS, MULTILABEL_METRICS, Measure,
     MulticlassMeasure, MultilabelMeasure, REGRESSION_METRICS, RegressionMeasure,
@@ -21,6 +22,10 @@ pub enum TaskKind {
     Multiclass,
     Multilabel,
     Regression,
+    /// Tags of words.
+    Tokens,
+    /// The next token.
+    CausalLm,
 }
 
 /// Predictions of a model and what happened, a row for each sample.
@@ -47,6 +52,18 @@ pub enum Predictions<'a> {
     Regression {
         predicted: &'a [f64],
         targets: &'a [f64],
+    },
+    /// Tags as numbers in `tags`, one a word; rows of different lengths.
+    Tokens {
+        tags: &'a [String],
+        predicted: &'a [Vec<usize>],
+        targets: &'a [Vec<usize>],
+    },
+    /// The negative log likelihood in nats, summed over the tokens of a row, and their number,
+    /// `[rows]`.
+    CausalLm {
+        losses: &'a [f64],
+        tokens: &'a [u64],
     },
 }
 
@@ -150,6 +167,8 @@ pub fn metric_names(kind: TaskKind) -> &'static [&'static str] {
         TaskKind::Multiclass => &MULTICLASS_METRICS,
         TaskKind::Multilabel => &MULTILABEL_METRICS,
         TaskKind::Regression => &REGRESSION_METRICS,
+        TaskKind::Tokens => &TOKEN_METRICS,
+        TaskKind::CausalLm => &LANGUAGE_METRICS,
     }
 }
 
@@ -157,15 +176,15 @@ pub fn metric_names(kind: TaskKind) -> &'static [&'static str] {
 pub fn higher_is_better(metric: &str) -> Option<bool> {
     match metric {
         "auroc" | "auroc_micro" | "auprc" | "auprc_micro" | "accuracy" | "macro_f1"
-        | "micro_f1" | "r2" => Some(true),
-        "brier" | "ece" | "log_loss" | "rmse" => Some(false),
+        | "micro_f1" | "r2" | "f1" | "precision" | "recall" => Some(true),
+        "brier" | "ece" | "log_loss" | "rmse" | "loss" | "perplexity" => Some(false),
         _ => None,
     }
 }
 
 /// What a metric of a task means.
 fn definition(kind: TaskKind, metric: &str) -> &'static str {
-    use TaskKind::{Binary, Multiclass, Multilabel};
+    use TaskKind::{Binary, Multiclass, Multilabel, Tokens};
     match (kind, metric) {
         (Binary, "auroc") => "area under the ROC curve; ties count a half",
         (Multiclass, "auroc") => "plain mean of each class's AUROC against the rest",
@@ -191,10 +210,16 @@ fn definition(kind: TaskKind, metric: &str) -> &'static str {
         (_, "log_loss") => "mean negative log likelihood in nats",
         (Binary, "accuracy") => "share of rows predicted right at the threshold 0.5",
         (Multilabel, "accuracy") => "share of rows with every label right at the threshold 0.5",
+        (Tokens, "accuracy") => "share of words whose tag is right",
         (_, "accuracy") => "share of rows whose most probable class is right",
         (Multilabel, "macro_f1") => "plain mean of the labels' F1 at the threshold 0.5",
         (_, "macro_f1") => "plain mean of the classes' F1",
         (_, "micro_f1") => "F1 over all pairs of row and label at the threshold 0.5",
+        (_, "f1") => "harmonic mean of precision and recall over all entities (seqeval, micro)",
+        (_, "precision") => "share of the predicted entities that are right in type and extent",
+        (_, "recall") => "share of the entities that are found, right in type and extent",
+        (_, "loss") => "mean negative log likelihood of a token in nats",
+        (_, "perplexity") => "exponential of the loss",
         (_, "rmse") => "root of the mean squared error, in the target's unit",
         (_, "r2") => "coefficient of determination: share of the target's variance explained",
         _ => "",
@@ -215,6 +240,8 @@ impl Predictions<'_> {
             Predictions::Multiclass { .. } => TaskKind::Multiclass,
             Predictions::Multilabel { .. } => TaskKind::Multilabel,
             Predictions::Regression { .. } => TaskKind::Regression,
+            Predictions::Tokens { .. } => TaskKind::Tokens,
+            Predictions::CausalLm { .. } => TaskKind::CausalLm,
         }
     }
 
@@ -296,6 +323,40 @@ impl Predictions<'_> {
                     probabilities: Vec::new(),
                 })
             }
+            Predictions::Tokens {
+                tags,
+                predicted,
+                targets,
+            } => {
+                let rows = row_count(targets.len())?;
+                same_length("the list of predictions", rows, predicted.len())?;
+                let classes = tags.len();
+                for (row, (predicted, targets)) in predicted.iter().zip(targets).enumerate() {
+                    same_length("a row of predicted tags", targets.len(), predicted.len())?;
+                    if predicted.iter().chain(targets).any(|&tag| tag >= classes) {
+                        return Err(EvaluateError::ClassOutOfRange { row, classes });
+                    }
+                }
+                Ok(Checked {
+                    rows,
+                    probabilities: Vec::new(),
+                })
+            }
+            Predictions::CausalLm { losses, tokens } => {
+                let rows = row_count(losses.len())?;
+                same_length("the list of token numbers", rows, tokens.len())?;
+                if let Some(row) = losses.iter().position(|loss| !loss.is_finite()) {
+                    return Err(EvaluateError::NotFinite {
+                        what: "the loss",
+                        row,
+                        column: None,
+                    });
+                }
+                Ok(Checked {
+                    rows,
+                    probabilities: Vec::new(),
+                })
+            }
         }
     }
 
@@ -303,7 +364,9 @@ impl Predictions<'_> {
     pub(crate) fn names(&self, given: &[String]) -> Result<Vec<String>, EvaluateError> {
         let (count, noun) = match self {
             Predictions::Binary { .. } => return Ok(vec!["positive".to_owned()]),
-            Predictions::Regression { .. } => return Ok(Vec::new()),
+            Predictions::Regression { .. }
+            | Predictions::Tokens { .. }
+            | Predictions::CausalLm { .. } => return Ok(Vec::new()),
             Predictions::Multiclass { classes, .. } => (*classes, "class"),
             Predictions::Multilabel { labels, .. } => (*labels, "label"),
         };
@@ -344,6 +407,19 @@ pub(crate) fn prepare(
         Predictions::Regression { predicted, targets } => {
             Box::new(RegressionMeasure(Residuals::new(predicted, targets)))
         }
+        Predictions::Tokens {
+            tags,
+            predicted,
+            targets,
+        } => Box::new(EntityMeasure::new(Tagged {
+            tags,
+            predicted,
+            targets,
+        })),
+        Predictions::CausalLm { losses, tokens } => Box::new(LanguageMeasure {
+            losses: losses.to_vec(),
+            tokens: tokens.to_vec(),
+        }),
     }
 }
 
@@ -366,7 +442,9 @@ fn class_scores(
             .step_by(labels)
             .filter(|&&target| target)
             .count(),
-        Predictions::Regression { .. } => 0,
+        Predictions::Regression { .. }
+        | Predictions::Tokens { .. }
+        | Predictions::CausalLm { .. } => 0,
     };
     let without_interval = |value: Value| {
         let reason = "intervals are given for the whole task".to_owned();

@@ -30,6 +30,7 @@ mod classification;
 mod curves;
 mod error;
 mod evaluate;
+mod language;
 mod measure;
 mod metrics;
 mod ranking;
@@ -48,5 +49,6 @@ pub use evaluate::{
     ClassScores, EvaluateOptions, Metrics, Predictions, TaskKind, evaluate, higher_is_better,
     metric_names,
 };
+pub use language::{Entity, EntityScores, entities, entity_scores};
 pub use metrics::{accuracy, auprc, auroc, brier, ece, log_loss, macro_f1, r2, rmse};
 pub use score::{Interval, Score};

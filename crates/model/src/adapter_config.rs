@@ -319,10 +319,14 @@ fn class(path: &Path, object: &Map<String, Value>) -> Result<TaskClass, ModelErr
     match (task, base_class) {
         (Some("CAUSAL_LM"), _) => Ok(TaskClass::CausalLm),
         (Some("SEQ_CLS"), _) => Ok(TaskClass::SequenceClassifier),
+        (Some("TOKEN_CLS"), _) => Ok(TaskClass::TokenClassifier),
         (Some("FEATURE_EXTRACTION"), _) => Ok(TaskClass::Backbone),
         (None, Some(class)) if class.ends_with("ForCausalLM") => Ok(TaskClass::CausalLm),
         (None, Some(class)) if class.ends_with("ForSequenceClassification") => {
             Ok(TaskClass::SequenceClassifier)
+        }
+        (None, Some(class)) if class.ends_with("ForTokenClassification") => {
+            Ok(TaskClass::TokenClassifier)
         }
         (None, Some(class)) if class.ends_with("Model") && !class.contains("For") => {
             Ok(TaskClass::Backbone)
@@ -331,7 +335,7 @@ fn class(path: &Path, object: &Map<String, Value>) -> Result<TaskClass, ModelErr
             path: path.to_owned(),
             key: "task_type".to_owned(),
             value: object.get("task_type").unwrap_or(&Value::Null).to_string(),
-            supported: "CAUSAL_LM, SEQ_CLS and FEATURE_EXTRACTION are built".to_owned(),
+            supported: "CAUSAL_LM, SEQ_CLS, TOKEN_CLS and FEATURE_EXTRACTION are built".to_owned(),
         }),
     }
 }
@@ -455,7 +459,7 @@ mod tests {
             ("init_lora_weights", json!("olora")),
             ("init_lora_weights", json!("pissa_niter_4")),
             ("fan_in_fan_out", json!(true)),
-            ("task_type", json!("TOKEN_CLS")),
+            ("task_type", json!("QUESTION_ANS")),
             ("peft_type", json!("IA3")),
             ("trainable_token_indices", json!({"lm_head": [1]})),
             ("a_field_of_the_future", json!({"x": 1})),

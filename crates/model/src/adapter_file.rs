@@ -101,17 +101,11 @@ fn stored_head(
     match adapter.class {
         TaskClass::Backbone => Ok(HeadOptions::None),
         TaskClass::CausalLm => Ok(HeadOptions::CausalLm),
+        TaskClass::TokenClassifier => Ok(HeadOptions::TokenClassifier {
+            labels: head_rows(weights)?,
+        }),
         TaskClass::SequenceClassifier => {
-            let names = ["score", "classifier", "classifier.out_proj"];
-            let labels = names
-                .iter()
-                .find_map(|name| weights.entry(&format!("{PEFT_PREFIX}{name}.weight")))
-                .and_then(|entry| entry.shape.first().copied())
-                .ok_or_else(|| ModelError::MissingTensor {
-                    path: weights.path().to_owned(),
-                    tensor: format!("{PEFT_PREFIX}(score|classifier).weight"),
-                    expected: Vec::new(),
-                })?;
+            let labels = head_rows(weights)?;
             Ok(HeadOptions::Classifier {
                 labels,
                 pooling: Pooling::default_for(checkpoint.config().family()),
@@ -122,6 +116,20 @@ fn stored_head(
             })
         }
     }
+}
+
+/// Rows of the stored head's last layer.
+fn head_rows(weights: &TensorFile) -> Result<usize, ModelError> {
+    let names = ["score", "classifier", "classifier.out_proj"];
+    names
+        .iter()
+        .find_map(|name| weights.entry(&format!("{PEFT_PREFIX}{name}.weight")))
+        .and_then(|entry| entry.shape.first().copied())
+        .ok_or_else(|| ModelError::MissingTensor {
+            path: weights.path().to_owned(),
+            tensor: format!("{PEFT_PREFIX}(score|classifier).weight"),
+            expected: Vec::new(),
+        })
 }
 
 pub(crate) fn read_own(dir: &Path) -> Result<Option<OwnConfig>, ModelError> {

@@ -14,6 +14,8 @@ pub(crate) enum TaskClass {
     CausalLm,
     /// `AutoModelForSequenceClassification`
     SequenceClassifier,
+    /// `AutoModelForTokenClassification`
+    TokenClassifier,
 }
 
 /// What a module does with its weight.
@@ -186,13 +188,22 @@ pub(crate) fn classifier(config: &ModelConfig, labels: usize) -> Vec<ModuleSpec>
     }
 }
 
+/// The head of the model's token-classifier class: one linear layer with a bias.
+pub(crate) fn token_classifier(config: &ModelConfig, labels: usize) -> ModuleSpec {
+    let name = match config.model_type {
+        ModelType::Bert | ModelType::Roberta => "classifier",
+        _ => "score",
+    };
+    ModuleSpec::linear(name.to_owned(), labels, config.hidden, true)
+}
+
 impl TaskClass {
     /// What stands before the backbone's names in this class: `model.`, `bert.`, nothing, …
     pub fn prefix(self, model_type: ModelType) -> &'static str {
         match (self, model_type) {
             (TaskClass::Backbone, _) => "",
-            (TaskClass::CausalLm | TaskClass::SequenceClassifier, ModelType::Bert) => "bert.",
-            (TaskClass::CausalLm | TaskClass::SequenceClassifier, ModelType::Roberta) => "roberta.",
+            (_, ModelType::Bert) => "bert.",
+            (_, ModelType::Roberta) => "roberta.",
             _ => "model.",
         }
     }
@@ -217,6 +228,7 @@ impl TaskClass {
             TaskClass::Backbone => {}
             TaskClass::CausalLm => modules.push(lm_head(config)),
             TaskClass::SequenceClassifier => modules.extend(classifier(config, labels)),
+            TaskClass::TokenClassifier => modules.push(token_classifier(config, labels)),
         }
         modules
     }
@@ -227,6 +239,7 @@ impl TaskClass {
             TaskClass::Backbone => "FEATURE_EXTRACTION",
             TaskClass::CausalLm => "CAUSAL_LM",
             TaskClass::SequenceClassifier => "SEQ_CLS",
+            TaskClass::TokenClassifier => "TOKEN_CLS",
         }
     }
 }

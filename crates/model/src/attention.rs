@@ -41,7 +41,15 @@ impl Attention {
     /// others.
     pub fn forward(&self, input: Tensor<3>, angles: Option<&Angles>, run: &Run) -> Tensor<3> {
         let segments = run.input.segments.clone();
-        let context = self.context(input, angles, segments, run.masking, run.mode);
+        let context = match run.cache {
+            None => self.context(input, angles, segments, run.masking, run.mode),
+            Some(cache) => {
+                let [batch, seq, _] = input.dims();
+                let (query, key, value) = self.project(input, angles, run.mode);
+                let context = cache.borrow_mut().attend(query, key, value, &self.options);
+                context.reshape([batch, seq, self.heads * self.head_dim])
+            }
+        };
         self.output.forward(run.select(context), run.mode)
     }
 
@@ -57,6 +65,25 @@ impl Attention {
         mode: Mode,
     ) -> Tensor<3> {
         let [batch, seq, _] = input.dims();
+        let (query, key, value) = self.project(input, angles, mode);
+        let context = match masking {
+            Masking::Segments => {
+                calor_kernels::attention(query, key, value, segments, &self.options)
+            }
+            Masking::Transformers => padded_attention(query, key, value, segments, &self.options),
+        };
+        context.reshape([batch, seq, self.heads * self.head_dim])
+    }
+
+    /// Queries `[batch, seq, heads, head_dim]`, keys and values `[batch, seq, kv_heads, head_dim]`,
+    /// rotated where the model rotates.
+    fn project(
+        &self,
+        input: Tensor<3>,
+        angles: Option<&Angles>,
+        mode: Mode,
+    ) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
+        let [batch, seq, _] = input.dims();
         let split = |tensor: Tensor<3>, heads| -> Tensor<4> {
             tensor.reshape([batch, seq, heads, self.head_dim])
         };
@@ -71,13 +98,7 @@ impl Attention {
             query = calor_kernels::rotary(query, angles.cos.clone(), angles.sin.clone());
             key = calor_kernels::rotary(key, angles.cos.clone(), angles.sin.clone());
         }
-        let context = match masking {
-            Masking::Segments => {
-                calor_kernels::attention(query, key, value, segments, &self.options)
-            }
-            Masking::Transformers => padded_attention(query, key, value, segments, &self.options),
-        };
-        context.reshape([batch, seq, self.heads * self.head_dim])
+        (query, key, value)
     }
 
     /// In the order of the Transformers class, norms last.

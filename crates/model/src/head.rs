@@ -31,6 +31,11 @@ pub enum HeadOptions {
         /// What the logits mean.
         problem: Problem,
     },
+    /// `labels` logits a token, one a class.
+    TokenClassifier {
+        /// The number of classes.
+        labels: usize,
+    },
 }
 
 /// Which hidden state stands for a sample.
@@ -83,6 +88,10 @@ impl HeadOptions {
                 "{}: an encoder does not predict the next token; use a decoder checkpoint",
                 config.path.display()
             ))),
+            HeadOptions::TokenClassifier { labels: 0 | 1 } => Err(ModelError::options(
+                "a token classifier needs at least two classes",
+            )),
+            HeadOptions::TokenClassifier { .. } => Ok(TaskClass::TokenClassifier),
             HeadOptions::Classifier {
                 labels,
                 pooling,
@@ -121,7 +130,9 @@ impl HeadOptions {
 
     pub(crate) fn labels(&self) -> usize {
         match self {
-            HeadOptions::Classifier { labels, .. } => *labels,
+            HeadOptions::Classifier { labels, .. } | HeadOptions::TokenClassifier { labels } => {
+                *labels
+            }
             _ => 0,
         }
     }
@@ -233,6 +244,21 @@ impl Classifier {
         })
     }
 
+    /// The head of a token classifier: what stands for a sample above stands for a token here.
+    pub fn of_tokens(
+        builder: &Builder,
+        config: &ModelConfig,
+        labels: usize,
+    ) -> Result<Classifier, ModelError> {
+        let spec = architecture::token_classifier(config, labels);
+        Ok(Classifier {
+            input: None,
+            hidden: None,
+            new: !builder.has_head(&spec),
+            output: builder.head(&spec, ParameterKind::Saved)?,
+        })
+    }
+
     /// Makes these logits what a new output layer adds to every sample, if it adds anything.
     pub fn start_from(&mut self, logits: &[f32]) {
         let Some(bias) = self.output.bias.as_mut().filter(|_| self.new) else {
@@ -283,7 +309,7 @@ impl Classifier {
     }
 }
 
-/// Names that PEFT always adds to `modules_to_save` of a sequence classifier.
+/// Names that PEFT always adds to `modules_to_save` of a classifier of sequences or tokens.
 pub(crate) const CLASSIFIER_NAMES: [&str; 2] = ["classifier", "score"];
 
 /// Modules trained in full whatever the adapter's options say: the class's head, and BERT's pooler
@@ -294,11 +320,14 @@ pub(crate) fn always_saved(
     has_pooler: bool,
 ) -> Vec<String> {
     let mut names = Vec::new();
-    if class == TaskClass::SequenceClassifier {
+    if matches!(
+        class,
+        TaskClass::SequenceClassifier | TaskClass::TokenClassifier
+    ) {
         names.extend(CLASSIFIER_NAMES.map(str::to_owned));
-        if model_type == ModelType::Bert && !has_pooler {
-            names.push("pooler".to_owned());
-        }
+    }
+    if class == TaskClass::SequenceClassifier && model_type == ModelType::Bert && !has_pooler {
+        names.push("pooler".to_owned());
     }
     names
 }

@@ -282,7 +282,9 @@ fn all_linear(class: TaskClass, modules: &[ModuleSpec]) -> Vec<String> {
     let output = |path: &str| match class {
         TaskClass::Backbone => false,
         TaskClass::CausalLm => path == "lm_head",
-        TaskClass::SequenceClassifier => path == "score" || path == "classifier",
+        TaskClass::SequenceClassifier | TaskClass::TokenClassifier => {
+            path == "score" || path == "classifier"
+        }
     };
     modules
         .iter()

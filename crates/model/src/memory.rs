@@ -252,6 +252,7 @@ impl MemoryModel {
                 HeadOptions::CausalLm => Output::Vocabulary {
                     fused: !plan.contains_key("lm_head"),
                 },
+                HeadOptions::TokenClassifier { .. } => Output::Pooled { every_token: true },
                 HeadOptions::Classifier { pooling, .. } => Output::Pooled {
                     every_token: pooling == Pooling::Mean,
                 },

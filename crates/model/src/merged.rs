@@ -179,6 +179,11 @@ fn agreement(
             HeadOptions::None => model.hidden(&input, Mode::Infer).into_data(),
             HeadOptions::CausalLm => model.logits(&input, Mode::Infer).into_data(),
             HeadOptions::Classifier { .. } => model.forward(&input, Mode::Infer).into_data(),
+            HeadOptions::TokenClassifier { .. } => {
+                let tokens = input.input_ids.shape().num_elements() as i64;
+                let places = Tensor::arange(0..tokens, device);
+                model.token_logits(&input, places, Mode::Infer).into_data()
+            }
         };
         data.try_to_vec().expect("the model computes in f32")
     };

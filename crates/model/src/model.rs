@@ -1,5 +1,6 @@
 //! The model: a backbone, an adapter on it, a head.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use crate::adapter_file;
 use crate::architecture::{ModuleSpec, TaskClass};
 use crate::attention::Masking;
 use crate::builder::Builder;
+use crate::cache::State;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Family, Kind, ModelConfig};
 use crate::decoder::Decoder;
@@ -255,6 +257,9 @@ impl Model {
                 pooling,
                 options.head_hidden,
             )?)),
+            (HeadOptions::TokenClassifier { labels }, _) => {
+                Head::Classifier(Box::new(Classifier::of_tokens(&builder, config, labels)?))
+            }
             _ => Head::None,
         };
         let Builder {
@@ -325,7 +330,7 @@ impl Model {
         self.run(input, mode, masking, None)
     }
 
-    fn run(
+    pub(crate) fn run(
         &self,
         input: &ModelInput,
         mode: Mode,
@@ -340,6 +345,25 @@ impl Model {
             selection,
             replacement: replacement.as_ref(),
             recompute: matches!(mode, Mode::Train { .. }).then_some(&self.recompute),
+            cache: None,
+        })
+    }
+
+    /// As [`Model::run`] for tokens that follow those of a cache.
+    pub(crate) fn run_cached(
+        &self,
+        input: &ModelInput,
+        selection: &Selection,
+        cache: &RefCell<State>,
+    ) -> Tensor<3> {
+        self.backbone.forward(&Run {
+            input,
+            mode: Mode::Infer,
+            masking: Masking::Segments,
+            selection: Some(selection),
+            replacement: None,
+            recompute: None,
+            cache: Some(cache),
         })
     }
 
@@ -420,7 +444,7 @@ impl Model {
         }
     }
 
-    fn output_layer(&self) -> (&crate::linear::Linear, Parameter<2>) {
+    pub(crate) fn output_layer(&self) -> (&crate::linear::Linear, Parameter<2>) {
         match (&self.head, &self.backbone) {
             (Head::CausalLm { linear, tied: true }, Backbone::Decoder(decoder)) => {
                 (linear, decoder.embedding.output_weight())

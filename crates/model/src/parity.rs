@@ -202,6 +202,9 @@ impl Reference {
                 HeadOptions::Classifier { labels: ours, .. } => {
                     !language && labels.is_none_or(|labels| labels == ours)
                 }
+                HeadOptions::TokenClassifier { .. } => {
+                    return Err(self.wrong("a token classifier's results are not compared"));
+                }
                 HeadOptions::None => !language && labels.is_none(),
             };
             return match fits {

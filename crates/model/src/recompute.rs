@@ -133,6 +133,7 @@ impl Pass {
             selection: self.selection.as_ref(),
             replacement: None,
             recompute: None,
+            cache: None,
         }
     }
 }

@@ -1,8 +1,11 @@
 //! One forward pass: what goes in, and which tokens are needed.
 
+use std::cell::RefCell;
+
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use crate::attention::Masking;
+use crate::cache::State;
 use crate::embedding::TokenEmbedding;
 use crate::fusion::{Replacement, SoftInput};
 use crate::head::Pooling;
@@ -60,6 +63,8 @@ pub(crate) struct Run<'a> {
     pub replacement: Option<&'a Replacement>,
     /// What the backward pass runs again; none outside training.
     pub recompute: Option<&'a Recompute>,
+    /// Keys and values of the tokens before these, where a text is continued.
+    pub cache: Option<&'a RefCell<State>>,
 }
 
 impl<'a> Run<'a> {
@@ -89,7 +94,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// One token a sample.
+/// The tokens that are needed: one a sample, or those at chosen places.
 #[derive(Debug, Clone)]
 pub(crate) struct Selection {
     /// Places in `[batch · seq]`.
@@ -115,6 +120,14 @@ impl Selection {
         Selection {
             count: places.len(),
             places: integer_tensor(places, &input.input_ids.device()),
+        }
+    }
+
+    /// Tokens by their places in `[batch · seq]`.
+    pub fn of_places(places: Tensor<1, Int>) -> Selection {
+        Selection {
+            count: places.dims()[0],
+            places,
         }
     }
 

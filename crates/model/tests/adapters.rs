@@ -76,6 +76,9 @@ fn what_peft_wrote_is_written_back_byte_for_byte() {
         ("mistral", "adapter-llama-classifier"),
         ("bert", "adapter-bert-classifier"),
         ("roberta", "adapter-roberta-classifier"),
+        ("bert", "adapter-bert-tokens"),
+        ("roberta", "adapter-roberta-tokens"),
+        ("llama3", "adapter-llama-tokens"),
     ] {
         let folder = fixture(adapter);
         let model = load(base, &folder).unwrap_or_else(|error| panic!("{adapter}: {error}"));

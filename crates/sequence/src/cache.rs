@@ -1,6 +1,7 @@
 //! The cache file: tokens, samples, targets and the report of a preparation, memory-mapped.
 //!
-//! Layout, little-endian: a header of 4,096 bytes, then the tokens (`u32`), the sample records,
+//! Layout, little-endian: a header of 4,096 bytes, then the tokens (`u32`; where every token has a
+//! target, a sample's targets follow its tokens), the sample records,
 //! the targets (`u32` bits), the records of modality items, their contents (paths, and the values
 //! of series), and the report as JSON, each section at a multiple of 8 bytes. The
 //! header carries the key, the sections' places, a checksum of everything behind it and a checksum
@@ -15,6 +16,8 @@ use std::time::Duration;
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+
+use crate::labels::TargetKind;
 
 const MAGIC: [u8; 8] = *b"CALORSEQ";
 /// Changes with the layout of the file.
@@ -145,10 +148,11 @@ impl Cache {
             map: crate::mmap::map(&file)?,
             header,
         };
+        let tokens_each = if cache.has_token_targets() { 2 } else { 1 };
         let in_bounds = |record: &SampleRecord| {
             record
                 .start
-                .checked_add(u64::from(record.length))
+                .checked_add(tokens_each * u64::from(record.length))
                 .is_some_and(|end| end <= header.tokens)
         };
         if !cache.records().iter().all(in_bounds) {
@@ -176,6 +180,18 @@ impl Cache {
     pub(crate) fn tokens(&self, record: &SampleRecord) -> &[u32] {
         let start = HEADER_BYTES + 4 * record.start;
         self.section(start, start + 4 * u64::from(record.length))
+    }
+
+    /// The target of each token; they stand behind the tokens.
+    pub(crate) fn token_targets(&self, record: &SampleRecord) -> &[u32] {
+        self.tokens(&SampleRecord {
+            start: record.start + u64::from(record.length),
+            ..*record
+        })
+    }
+
+    fn has_token_targets(&self) -> bool {
+        self.header.target_kind == u64::from(TargetKind::Tokens.number())
     }
 
     pub(crate) fn targets(&self, sample: usize) -> &[u32] {

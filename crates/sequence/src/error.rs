@@ -49,7 +49,8 @@ pub enum SequenceError {
 
     #[error(
         "{samples} of {total} samples are longer than sequence.max_tokens = {max_tokens} (the \
-         longest has {longest} tokens): raise max_tokens, or set overlength = \"drop_oldest_events\""
+         longest has {longest} tokens): raise max_tokens, or set overlength = \"drop_oldest_events\" \
+         (patients), \"cut_end\" or \"cut_start\" (texts)"
     )]
     Overlong {
         samples: u64,
@@ -78,6 +79,19 @@ pub enum SequenceError {
         row: usize,
         problem: String,
     },
+
+    #[error("{path}, line {line}: the row {problem}", path = path.display())]
+    Row {
+        path: PathBuf,
+        line: usize,
+        problem: String,
+    },
+
+    #[error("{files} hold no row that anything can be learned of")]
+    NoRows { files: String },
+
+    #[error("{path}: {problem}", path = path.display())]
+    Template { path: PathBuf, problem: String },
 
     #[error("task `{task}` has no labels")]
     NoLabels { task: String },

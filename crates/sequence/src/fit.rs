@@ -10,6 +10,8 @@ use crate::tokenizer::{PatientTokenizer, WordCache};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Fitted {
     pub tokens: Vec<u32>,
+    /// What is to be said of each token; empty where a sample has one target.
+    pub targets: Vec<i32>,
     /// Tokens without any truncation.
     pub full_length: u32,
     /// Rows visible at the prediction time, birth and sex not counted.

@@ -4,6 +4,10 @@ use calor_records::{LabelKind, LabelValue, Labels, SurvivalLabels};
 use serde::{Deserialize, Serialize};
 
 use crate::SequenceError;
+use crate::notes::Notes;
+
+/// Stands for a token that nothing is to be said about, as in PyTorch.
+pub const NO_TARGET: i32 = -100;
 
 /// What a model is to say about one sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +24,9 @@ pub enum Targets {
         duration_days: f32,
         event: i32,
     },
+    /// Of each token, the number of its class, or, of a language model, the token itself;
+    /// [`NO_TARGET`] where nothing is learned.
+    Tokens(Vec<i32>),
 }
 
 /// Which of [`Targets`]'s forms the samples of a task have.
@@ -31,6 +38,7 @@ pub enum TargetKind {
     Multilabel,
     Real,
     Survival,
+    Tokens,
 }
 
 /// The samples of a task: subject, prediction time and target, sorted by subject and time.
@@ -44,6 +52,8 @@ pub struct TaskLabels {
     /// `[samples, width]`, the bits of an `i32` or `f32` each.
     bits: Vec<u32>,
     width: usize,
+    /// The notes that are learned, whose samples these are.
+    notes: Option<Notes>,
 }
 
 impl Targets {
@@ -53,6 +63,10 @@ impl Targets {
             Targets::None => 0,
             Targets::Class(_) | Targets::Real(_) | Targets::Survival { .. } => 1,
             Targets::Multilabel(values) => values.iter().filter(|value| !value.is_nan()).count(),
+            Targets::Tokens(targets) => {
+                let learned = targets.iter().filter(|target| **target != NO_TARGET);
+                learned.count()
+            }
         }
     }
 
@@ -68,17 +82,19 @@ impl Targets {
                 duration_days: f32::from_bits(bits[0]),
                 event: bits[1] as i32,
             },
+            TargetKind::Tokens => Targets::Tokens(bits.iter().map(|&bits| bits as i32).collect()),
         }
     }
 }
 
 impl TargetKind {
-    pub(crate) const ALL: [TargetKind; 5] = [
+    pub(crate) const ALL: [TargetKind; 6] = [
         TargetKind::None,
         TargetKind::Class,
         TargetKind::Multilabel,
         TargetKind::Real,
         TargetKind::Survival,
+        TargetKind::Tokens,
     ];
 
     pub(crate) fn number(self) -> u32 {
@@ -107,7 +123,7 @@ impl TaskLabels {
             .iter()
             .map(|row| u32::from(row.value == LabelValue::Boolean(true)))
             .collect();
-        let classes = vec!["false".to_string(), "true".to_string()];
+        let classes = truth_classes();
         Self::new(task, TargetKind::Class, classes, keys(labels), bits, 1)
     }
 
@@ -265,6 +281,28 @@ impl TaskLabels {
         Self::new(task, TargetKind::None, Vec::new(), samples, Vec::new(), 0)
     }
 
+    /// Samples of notes, in any order, as [`Notes::samples`] gives them.
+    ///
+    /// # Errors
+    /// No samples.
+    pub fn notes(notes: Notes, mut samples: Vec<(i64, i64)>) -> Result<TaskLabels, SequenceError> {
+        samples.sort_unstable();
+        samples.dedup();
+        let task = format!("notes of {}", notes.codes.join(", "));
+        let labels = Self::new(
+            &task,
+            TargetKind::Tokens,
+            Vec::new(),
+            samples,
+            Vec::new(),
+            0,
+        )?;
+        Ok(TaskLabels {
+            notes: Some(notes),
+            ..labels
+        })
+    }
+
     fn new(
         task: &str,
         kind: TargetKind,
@@ -287,6 +325,7 @@ impl TaskLabels {
             keys,
             bits,
             width,
+            notes: None,
         })
     }
 
@@ -346,6 +385,10 @@ impl TaskLabels {
         &self.bits[sample * self.width..][..self.width]
     }
 
+    pub(crate) fn learned_notes(&self) -> Option<&Notes> {
+        self.notes.as_ref()
+    }
+
     pub(crate) fn width(&self) -> usize {
         self.width
     }
@@ -356,6 +399,11 @@ impl TaskLabels {
         let count = self.keys[start..].partition_point(|key| key.0 == subject_id);
         start..start + count
     }
+}
+
+/// The classes of a yes-or-no task.
+pub(crate) fn truth_classes() -> Vec<String> {
+    vec!["false".to_string(), "true".to_string()]
 }
 
 fn keys(labels: &Labels) -> Vec<(i64, i64)> {

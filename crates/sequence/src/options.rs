@@ -53,6 +53,10 @@ pub enum Overlength {
     /// Drop whole events, the oldest first; age, sex and other static rows stay as long as there
     /// is room for them.
     DropOldestEvents,
+    /// Texts: leave out what does not fit at the end, as Transformers does.
+    CutEnd,
+    /// Texts: leave out what does not fit at the start, behind a beginning-of-text token.
+    CutStart,
 }
 
 /// How a numeric value is written.

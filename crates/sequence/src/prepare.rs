@@ -124,6 +124,10 @@ pub fn prepare(
         }
         let (subject_id, prediction_time_us) = labels.keys()[sample];
         let items_start = writer.item_count();
+        let start = writer.push_tokens(&fitted.tokens).map_err(failed)?;
+        writer
+            .push_tokens(bytemuck::cast_slice(&fitted.targets))
+            .map_err(failed)?;
         for item in &items.items {
             item_counts[item.stream].count(item);
             let (record, content) = item_record(item, statistics);
@@ -133,7 +137,7 @@ pub fn prepare(
             items_start,
             items: items.items.len() as u32,
             dropped_items: items.dropped,
-            start: writer.push_tokens(&fitted.tokens).map_err(failed)?,
+            start,
             subject_id,
             prediction_time_us,
             length: length as u32,
@@ -205,7 +209,7 @@ pub fn prepare(
     }
 }
 
-fn assemble(
+pub(crate) fn assemble(
     cache: Cache,
     path: &Path,
     options: &SequenceOptions,
@@ -273,6 +277,9 @@ fn cache_key(
     part(options.cache_key_json().as_bytes());
     part(&statistics.map_or([0; 32], ValueStatistics::digest));
     part(&[labels.kind().number() as u8, labels.width() as u8]);
+    if let Some(notes) = labels.learned_notes() {
+        part(&serde_json::to_vec(notes).expect("notes are plain data"));
+    }
     for class in labels.classes() {
         part(class.as_bytes());
     }
@@ -287,7 +294,7 @@ fn cache_key(
     Ok(hash.finalize().into())
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -357,7 +364,17 @@ impl Work<'_> {
                     for sample in self.labels.of_subject(patient.subject_id) {
                         let (_, prediction_time_us) = self.labels.keys()[sample];
                         let rendered = renderer.render(&patient, prediction_time_us);
-                        let fitted = fit(&rendered, tokenizer, self.options, &mut words)?;
+                        let fitted = match self.labels.learned_notes() {
+                            None => fit(&rendered, tokenizer, self.options, &mut words)?,
+                            Some(notes) => notes.fit(
+                                &patient,
+                                prediction_time_us,
+                                &rendered,
+                                tokenizer,
+                                self.options,
+                                &mut words,
+                            )?,
+                        };
                         samples.push((sample, fitted, rendered.items));
                     }
                 }

@@ -132,7 +132,8 @@ pub struct PrepareReport {
     pub tuning_samples: u64,
     pub held_out_samples: u64,
     pub unassigned_samples: u64,
-    /// Labelled samples left out because the cohort has no row of their subject.
+    /// Labelled samples left out because the cohort has no row of their subject; rows of a text
+    /// file left out because truncation left nothing to learn of them.
     pub samples_without_data: u64,
     /// Samples with no visible row but birth and sex.
     pub samples_without_rows: u64,
@@ -200,7 +201,12 @@ impl Prepared {
             tokens: self.cache.tokens(record),
             subject_id: record.subject_id,
             prediction_time_us: record.prediction_time_us,
-            targets: Targets::from_bits(self.kind, self.cache.targets(sample)),
+            targets: match self.kind {
+                TargetKind::Tokens => {
+                    Targets::from_bits(self.kind, self.cache.token_targets(record))
+                }
+                _ => Targets::from_bits(self.kind, self.cache.targets(sample)),
+            },
             split: split_of(record),
             items: Items {
                 cache: &self.cache,
@@ -339,7 +345,8 @@ impl PrepareReport {
         let mut last_subject = None;
         let mut last_truncated = None;
         for record in records {
-            let subject = Some(record.subject_id);
+            // Rows of text files are numbered in each.
+            let subject = Some((record.split, record.subject_id));
             report.patients += u64::from(last_subject != subject);
             last_subject = subject;
             *match record.split {
@@ -352,7 +359,7 @@ impl PrepareReport {
             report.tokens += u64::from(record.length);
             report.rows += u64::from(record.rows);
             report.dropped_items += u64::from(record.dropped_items);
-            if record.dropped_rows > 0 {
+            if record.full_length > record.length {
                 report.truncated_samples += 1;
                 report.truncated_patients += u64::from(last_truncated != subject);
                 last_truncated = subject;

@@ -19,6 +19,7 @@ pub struct PatientTokenizer {
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     pad_id: u32,
+    eos_id: Option<u32>,
     joining: Joining,
     digest: [u8; 32],
 }
@@ -148,6 +149,7 @@ impl PatientTokenizer {
             .or_else(|| suffix.last().copied())
             .unwrap_or(0);
 
+        let eos_id = special("eos_token");
         let highest = tokenizer.get_vocab(true).into_values().max();
         if highest.is_none_or(|id| id > i32::MAX as u32) {
             return Err(invalid("its vocabulary is empty or too large".to_string()));
@@ -158,6 +160,7 @@ impl PatientTokenizer {
             prefix,
             suffix,
             pad_id,
+            eos_id,
             joining: Joining::Whole,
             digest,
         };
@@ -184,6 +187,31 @@ impl PatientTokenizer {
     /// tokenizer without a padding token gives its end-of-text token.
     pub fn pad_id(&self) -> u32 {
         self.pad_id
+    }
+
+    /// The token that ends a text, where `tokenizer_config.json` names one.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_id
+    }
+
+    /// The tokenizer that takes special tokens written in a text for what they are, for texts that
+    /// a chat template has written.
+    pub(crate) fn with_special_tokens(&self) -> Tokenizer {
+        let mut tokenizer = self.tokenizer.clone();
+        tokenizer.set_encode_special_tokens(false);
+        tokenizer
+    }
+
+    /// Text of some tokens without the special ones: what a person reads.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary.
+    pub fn decode_text(&self, tokens: &[u32]) -> Result<String, SequenceError> {
+        self.tokenizer
+            .decode(tokens, true)
+            .map_err(|error| SequenceError::Tokenize {
+                reason: error.to_string(),
+            })
     }
 
     /// Number of tokens, added ones included. A checkpoint's embedding may have more rows.
@@ -305,7 +333,8 @@ impl PatientTokenizer {
         Ok(Word::Tokens(alone.into()))
     }
 
-    fn encode_piece(&self, word: &str, first: bool) -> Result<Vec<u32>, SequenceError> {
+    /// A word by itself, as it stands in a text.
+    pub(crate) fn encode_piece(&self, word: &str, first: bool) -> Result<Vec<u32>, SequenceError> {
         if first || self.joining == Joining::Bare {
             self.encode_whole(word)
         } else {
@@ -313,7 +342,8 @@ impl PatientTokenizer {
         }
     }
 
-    fn encode_whole(&self, text: &str) -> Result<Vec<u32>, SequenceError> {
+    /// A text without special tokens.
+    pub(crate) fn encode_whole(&self, text: &str) -> Result<Vec<u32>, SequenceError> {
         encode(&self.tokenizer, text, false).map_err(|reason| SequenceError::Tokenize { reason })
     }
 

@@ -38,6 +38,7 @@ pub fn ablate(
     stop: &StopFlag,
 ) -> Result<Option<Ablation>, TrainError> {
     let using = Using::open(options)?;
+    using.needs_samples()?;
     let trained = &using.task.sequence;
     let names = match sources {
         Sources::Modality => {

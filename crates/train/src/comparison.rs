@@ -41,6 +41,7 @@ pub fn compare(
 ) -> Result<Option<Comparison>, TrainError> {
     let ours = Using::open(options)?;
     let theirs = Using::open(other)?;
+    ours.needs_samples()?;
     let does_not_fit = |problem: &str| {
         ours.problem(format!(
             "{} cannot be compared with it: {problem}",

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use calor_records::{Cohort, Labels, Modality, Split};
 use calor_sequence::{
-    ItemStore, PatientTokenizer, Prepared, SampleSet, Scaling, SequenceOptions, Targets,
-    TaskLabels, ValueStatistics, prepare,
+    ChatTemplate, ItemStore, NO_TARGET, Notes, PatientTokenizer, Prepared, SampleSet, Scaling,
+    SequenceOptions, Targets, TaskLabels, TextTask, ValueStatistics, prepare, prepare_text,
 };
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ use crate::TrainError;
 use crate::artifacts::report::SplitCounts;
 use crate::objective::{ClassCounts, TargetScale};
 use crate::observer::{Observer, Stage};
-use crate::recipe::{ModalitySection, TaskKind};
+use crate::recipe::{ChatTemplateChoice, LossOn, ModalitySection, TaskKind, TextSection};
 
 /// What an adapter has to know about the patients it was trained on: `task.json` beside it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,10 +46,18 @@ pub const TASK_FORMAT: u32 = 1;
 /// Its name in an adapter's folder.
 pub const TASK_FILE: &str = "task.json";
 
+/// Rows of a cohort that are held in memory when it is only looked through.
+const ROWS_AT_ONCE: u64 = 1 << 17;
+
 /// Where patients and their labels come from.
 pub(crate) struct Source<'a> {
     pub cohort: &'a Path,
+    /// Files that are read instead of a cohort, where there are any.
+    pub text: &'a TextSection,
     pub kind: TaskKind,
+    /// Language models: what is learned, and the codes of the notes that are learned.
+    pub loss: LossOn,
+    pub notes: &'a [String],
     /// Names of label sets, or paths; empty: every subject at its last event.
     pub labels: Vec<&'a str>,
     pub sequence: SequenceOptions,
@@ -93,6 +101,9 @@ impl Data {
     pub fn load(source: &Source<'_>, observer: &mut dyn Observer) -> Result<Data, TrainError> {
         observer.stage(Stage::Open);
         let tokenizer = PatientTokenizer::open(source.checkpoint)?;
+        if source.text.is_used() {
+            return source.load_text(&tokenizer, observer);
+        }
         let cohort = Cohort::open(source.cohort)?;
         let labels = source.read_labels(&cohort)?;
         observer.stage(Stage::Prepare);
@@ -108,18 +119,7 @@ impl Data {
             source.cache,
             &progress,
         )?;
-        if let Some(reason) = prepared.rebuilt_because() {
-            observer.warning(&format!(
-                "the cached sequences were prepared again: {reason}"
-            ));
-        }
-        let items = source.item_store(&prepared)?;
-        Ok(Data {
-            prepared: Arc::new(prepared),
-            items: Arc::new(items),
-            pad_id: tokenizer.pad_id(),
-            vocab_size: tokenizer.vocab_size(),
-        })
+        source.finish(prepared, &tokenizer, observer)
     }
 
     /// Files of each modality that could not be decoded and counted as missing, where there were any.
@@ -171,7 +171,19 @@ impl Data {
             TaskKind::Binary | TaskKind::Multiclass => {
                 ClassCounts::Classes(self.prepared.class_counts(set))
             }
-            TaskKind::Regression => ClassCounts::None,
+            TaskKind::Regression | TaskKind::CausalLm => ClassCounts::None,
+            TaskKind::Tokens => {
+                let mut counts = vec![0u64; self.prepared.classes().len()];
+                for sample in set.samples() {
+                    if let Targets::Tokens(targets) = self.prepared.sample(*sample as usize).targets
+                    {
+                        for target in targets.iter().filter(|target| **target != NO_TARGET) {
+                            counts[*target as usize] += 1;
+                        }
+                    }
+                }
+                ClassCounts::Classes(counts)
+            }
             TaskKind::Multilabel => {
                 let mut counts = vec![[0u64; 2]; self.prepared.classes().len()];
                 for sample in set.samples() {
@@ -236,6 +248,69 @@ impl Data {
 }
 
 impl Source<'_> {
+    /// Rows of text files in the place of patients.
+    fn load_text(
+        &self,
+        tokenizer: &PatientTokenizer,
+        observer: &mut dyn Observer,
+    ) -> Result<Data, TrainError> {
+        let template = match (self.kind, self.text.chat_template) {
+            (TaskKind::CausalLm, ChatTemplateChoice::Auto) => {
+                ChatTemplate::open(self.checkpoint, &self.text.date)?
+            }
+            _ => None,
+        };
+        let classes = self.trained.map(|trained| trained.classes.as_slice());
+        let task = match self.kind {
+            TaskKind::CausalLm => TextTask::CausalLm {
+                template: template.as_ref(),
+                loss: self.loss,
+            },
+            TaskKind::Tokens => TextTask::Tokens { classes },
+            kind => TextTask::Class {
+                classes,
+                binary: kind == TaskKind::Binary,
+            },
+        };
+        observer.stage(Stage::Prepare);
+        let shared = RefCell::new(&mut *observer);
+        let prepared = prepare_text(
+            &self.text.files(),
+            &task,
+            tokenizer,
+            &self.sequence,
+            self.cache,
+            &|progress| shared.borrow_mut().preparing(progress),
+        )?;
+        let left_out = prepared.report().samples_without_data;
+        if left_out > 0 {
+            observer.warning(&format!(
+                "{left_out} rows are left out: nothing that is learned of them is within `sequence.max_tokens`"
+            ));
+        }
+        self.finish(prepared, tokenizer, observer)
+    }
+
+    fn finish(
+        &self,
+        prepared: Prepared,
+        tokenizer: &PatientTokenizer,
+        observer: &mut dyn Observer,
+    ) -> Result<Data, TrainError> {
+        if let Some(reason) = prepared.rebuilt_because() {
+            observer.warning(&format!(
+                "the cached sequences were prepared again: {reason}"
+            ));
+        }
+        let items = self.item_store(&prepared)?;
+        Ok(Data {
+            prepared: Arc::new(prepared),
+            items: Arc::new(items),
+            pad_id: tokenizer.pad_id(),
+            vocab_size: tokenizer.vocab_size(),
+        })
+    }
+
     /// The files behind modality items, standardised as in training.
     fn item_store(&self, prepared: &Prepared) -> Result<ItemStore, TrainError> {
         let streams = self.modality.streams();
@@ -255,6 +330,14 @@ impl Source<'_> {
     }
 
     fn read_labels(&self, cohort: &Cohort) -> Result<TaskLabels, TrainError> {
+        if self.kind == TaskKind::CausalLm {
+            let notes = Notes {
+                codes: self.notes.to_vec(),
+                loss: self.loss,
+            };
+            let samples = note_times(cohort, &notes, &self.sequence)?;
+            return Ok(TaskLabels::notes(notes, samples)?);
+        }
         if self.labels.is_empty() {
             return Ok(TaskLabels::unlabelled(
                 "every subject at its last event",
@@ -289,6 +372,9 @@ impl Source<'_> {
                     self.labels.iter().copied().zip(&labels).collect();
                 TaskLabels::multilabel(&pairs)?
             }
+            TaskKind::Tokens | TaskKind::CausalLm => {
+                unreachable!("tags come with rows of text, and notes were read above")
+            }
         })
     }
 }
@@ -313,9 +399,23 @@ fn missing_labels(cohort: &Cohort, folder: &Path, name: &str) -> String {
     }
 }
 
+/// When notes that are learned were written.
+fn note_times(
+    cohort: &Cohort,
+    notes: &Notes,
+    sequence: &SequenceOptions,
+) -> Result<Vec<(i64, i64)>, TrainError> {
+    let mut samples = Vec::new();
+    for chunk in cohort.chunks(ROWS_AT_ONCE) {
+        for patient in cohort.read_chunk(&chunk, &|_| true)? {
+            samples.extend(notes.samples(&patient?, sequence));
+        }
+    }
+    Ok(samples)
+}
+
 /// Every subject with the time of its last event; subjects without a dated event are left out.
 fn last_events(cohort: &Cohort) -> Result<Vec<(i64, i64)>, TrainError> {
-    const ROWS_AT_ONCE: u64 = 1 << 17;
     let mut samples = Vec::new();
     for chunk in cohort.chunks(ROWS_AT_ONCE) {
         for patient in cohort.read_chunk(&chunk, &|_| true)? {

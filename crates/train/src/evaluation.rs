@@ -1,16 +1,23 @@
 //! Scoring patients and evaluating the scores.
 
+mod columns;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use burn::tensor::{Device, Tensor};
 use calor_evaluate::{
-    BootstrapOptions, CurveOptions, EvaluateOptions, Metrics, Predictions, curves, evaluate,
+    BootstrapOptions, CurveOptions, EvaluateOptions, Metrics, Predictions, class_label, curves,
+    entity_scores, evaluate,
 };
 use calor_meter::{Counts, Meter, Purpose};
-use calor_model::{Mode, Model};
+use calor_model::{Mode, Model, ModelInput};
 use calor_sequence::{
-    BatchPlan, Order, PlacedItem, PlanOptions, Prefetcher, SampleSet, SequenceOptions, Targets,
+    BatchPlan, HostBatch, NO_TARGET, Order, PlacedItem, PlanOptions, Prefetcher, SampleSet,
+    SequenceOptions, Targets,
 };
+
+use columns::Owned;
 
 use crate::TrainError;
 use crate::artifacts::predictions;
@@ -35,9 +42,18 @@ pub struct Scored {
     pub(crate) subject_ids: Vec<i64>,
     pub(crate) prediction_times_us: Vec<i64>,
     pub(crate) targets: Vec<Targets>,
-    /// Logits, or a regression's numbers in their own unit; `[samples, width]`.
+    /// Logits, or a regression's numbers in their own unit; of a task of tokens the loss summed over
+    /// the learned tokens. `[samples, width]`.
     pub(crate) outputs: Vec<f64>,
     pub(crate) width: usize,
+    /// Tokens: the predicted class of each learned token, sample by sample; empty for other tasks.
+    pub(crate) tags: Vec<Vec<usize>>,
+}
+
+/// What a model says of one sample.
+struct Output {
+    values: Vec<f64>,
+    tags: Vec<usize>,
 }
 
 /// How a set is scored.
@@ -84,7 +100,7 @@ impl Scoring<'_> {
             PREFETCH,
         )
         .map_err(TrainError::io("start a thread for", "collating batches"))?;
-        let mut found: Vec<(u64, Vec<f32>)> = Vec::with_capacity(set.len());
+        let mut found: Vec<(u64, Output)> = Vec::with_capacity(set.len());
         for batch in batches {
             if stop.is_set() {
                 return Ok(None);
@@ -93,25 +109,8 @@ impl Scoring<'_> {
             let withheld = |item: &PlacedItem| self.withheld.contains(&item.stream);
             let input = upload::input(&batch, model.options().fusion.as_ref(), withheld, &device)?;
             model.check_soft(&input)?;
-            let outputs = model.forward(&input, Mode::Infer);
-            let [_, width] = outputs.dims();
-            let values = outputs
-                .try_into_data()
-                .map_err(|error| TrainError::Execution {
-                    doing: "scoring",
-                    problem: error.to_string(),
-                })?;
-            let values: Vec<f32> = values.try_to_vec().map_err(|error| TrainError::Execution {
-                doing: "reading scores",
-                problem: format!("{error:?}"),
-            })?;
-            found.extend(
-                batch
-                    .samples
-                    .iter()
-                    .copied()
-                    .zip(values.chunks(width).map(<[f32]>::to_vec)),
-            );
+            let outputs = self.outputs(&model, &input, &batch, &device)?;
+            found.extend(batch.samples.iter().copied().zip(outputs));
             let counts = Counts {
                 sequences: batch.spans.len() as u64,
                 padded_tokens: batch.padded_token_count as u64,
@@ -122,11 +121,67 @@ impl Scoring<'_> {
             observer.scoring(found.len(), set.len());
         }
         found.sort_unstable_by_key(|(sample, _)| *sample);
-        Ok(Some(self.assemble(data, &found)))
+        Ok(Some(self.assemble(data, found)))
     }
 
-    fn assemble(&self, data: &Data, found: &[(u64, Vec<f32>)]) -> Scored {
-        let width = found.first().map_or(1, |(_, outputs)| outputs.len());
+    /// What the model says of each sample of a batch.
+    fn outputs(
+        &self,
+        model: &Model,
+        input: &ModelInput,
+        batch: &HostBatch,
+        device: &Device,
+    ) -> Result<Vec<Output>, TrainError> {
+        let counts = batch.targets.iter().map(Targets::supervised_count);
+        match self.task.kind {
+            TaskKind::CausalLm => {
+                let (places, targets) = upload::token_targets(batch, true, device);
+                let losses = read(model.causal_lm_losses_at(input, places, targets))?;
+                let mut losses = losses.into_iter().map(f64::from);
+                let sums = counts.map(|count| Output {
+                    values: vec![losses.by_ref().take(count).sum()],
+                    tags: Vec::new(),
+                });
+                Ok(sums.collect())
+            }
+            TaskKind::Tokens => {
+                let (places, _) = upload::token_targets(batch, false, device);
+                let logits = model.token_logits(input, places, Mode::Infer);
+                let [_, width] = logits.dims();
+                let logits: Vec<f64> = read(logits)?.into_iter().map(f64::from).collect();
+                let mut rows = logits.chunks(width);
+                let tagged = batch.targets.iter().map(|targets| {
+                    let Targets::Tokens(targets) = targets else {
+                        unreachable!("a task of tokens has targets of tokens");
+                    };
+                    let mut output = Output {
+                        values: vec![0.0],
+                        tags: Vec::new(),
+                    };
+                    let learned = targets.iter().filter(|target| **target != NO_TARGET);
+                    for (target, logits) in learned.zip(rows.by_ref()) {
+                        output.values[0] += log_sum_exp(logits) - logits[*target as usize];
+                        output.tags.push(class_label(logits));
+                    }
+                    output
+                });
+                Ok(tagged.collect())
+            }
+            _ => {
+                let outputs = model.forward(input, Mode::Infer);
+                let [_, width] = outputs.dims();
+                let values = read(outputs)?;
+                let rows = values.chunks(width).map(|row| Output {
+                    values: row.iter().map(|value| f64::from(*value)).collect(),
+                    tags: Vec::new(),
+                });
+                Ok(rows.collect())
+            }
+        }
+    }
+
+    fn assemble(&self, data: &Data, found: Vec<(u64, Output)>) -> Scored {
+        let width = found.first().map_or(1, |(_, output)| output.values.len());
         let mut scored = Scored {
             task: self.task.clone(),
             subject_ids: Vec::new(),
@@ -134,17 +189,21 @@ impl Scoring<'_> {
             targets: Vec::new(),
             outputs: Vec::new(),
             width,
+            tags: Vec::new(),
         };
-        for (index, outputs) in found {
-            let sample = data.prepared.sample(*index as usize);
+        for (index, output) in found {
+            let sample = data.prepared.sample(index as usize);
             scored.subject_ids.push(sample.subject_id);
             scored.prediction_times_us.push(sample.prediction_time_us);
             scored.targets.push(sample.targets);
-            let number = |output: &f32| match &self.task.scale {
-                Some(scale) => scale.in_own_unit(f64::from(*output)),
-                None => f64::from(*output),
+            let number = |output: f64| match &self.task.scale {
+                Some(scale) => scale.in_own_unit(output),
+                None => output,
             };
-            scored.outputs.extend(outputs.iter().map(number));
+            scored.outputs.extend(output.values.into_iter().map(number));
+            if self.task.kind == TaskKind::Tokens {
+                scored.tags.push(output.tags);
+            }
         }
         scored
     }
@@ -162,18 +221,18 @@ impl Scored {
     }
 
     /// Probabilities `[samples, width]`: of the positive class, of each class, of each label;
-    /// a regression's numbers as they are.
+    /// a regression's numbers, and the summed losses of tokens, as they are.
     pub fn probabilities(&self) -> Vec<f64> {
         match self.task.kind {
             TaskKind::Binary | TaskKind::Multilabel => {
                 self.outputs.iter().map(|logit| sigmoid(*logit)).collect()
             }
             TaskKind::Multiclass => self.outputs.chunks(self.width).flat_map(softmax).collect(),
-            TaskKind::Regression => self.outputs.clone(),
+            TaskKind::Regression | TaskKind::Tokens | TaskKind::CausalLm => self.outputs.clone(),
         }
     }
 
-    /// The mean loss over known labels, without class weights, as in training: of a
+    /// The mean loss over known labels or learned tokens, without class weights, as in training: of a
     /// regression on its scale. None without labels.
     pub fn loss(&self) -> Option<f64> {
         let (mut sum, mut count) = (0.0, 0usize);
@@ -197,6 +256,7 @@ impl Scored {
                     let deviation = self.task.scale.map_or(1.0, |scale| scale.deviation);
                     ((outputs[0] - f64::from(*value)) / deviation).powi(2)
                 }
+                Targets::Tokens(_) => outputs[0],
                 Targets::None | Targets::Survival { .. } => 0.0,
             };
         }
@@ -233,7 +293,7 @@ impl Scored {
             ..CurveOptions::default()
         };
         let curves = match self.task.kind {
-            TaskKind::Regression => Vec::new(),
+            TaskKind::Regression | TaskKind::Tokens | TaskKind::CausalLm => Vec::new(),
             _ => curves(&owned.predictions(self), &options)?,
         };
         let scatter = match self.task.kind {
@@ -265,6 +325,12 @@ impl Scored {
             loss: self.loss(),
             metrics,
             curves,
+            entities: match self.task.kind {
+                TaskKind::Tokens => {
+                    entity_scores(&self.task.classes, &owned.predicted_tags, &owned.tags)
+                }
+                _ => Vec::new(),
+            },
             labels,
             scatter,
         }))
@@ -359,6 +425,9 @@ impl Scored {
                 targets: &owned.flags,
             },
             TaskKind::Regression => calor_evaluate::Targets::Regression(&owned.numbers),
+            TaskKind::Tokens | TaskKind::CausalLm => {
+                unreachable!("tasks of tokens are neither compared nor ablated")
+            }
         };
         use_them(targets, &patients)
     }
@@ -368,7 +437,7 @@ impl Scored {
         let complete = |target: &Targets| match target {
             Targets::None | Targets::Survival { .. } => false,
             Targets::Multilabel(labels) => !labels.iter().any(|label| label.is_nan()),
-            Targets::Class(_) | Targets::Real(_) => true,
+            Targets::Class(_) | Targets::Real(_) | Targets::Tokens(_) => true,
         };
         (0..self.len())
             .filter(|row| complete(&self.targets[*row]))
@@ -378,69 +447,25 @@ impl Scored {
     fn class_names(&self) -> Vec<String> {
         match self.task.kind {
             TaskKind::Multiclass | TaskKind::Multilabel => self.task.classes.clone(),
-            TaskKind::Binary | TaskKind::Regression => Vec::new(),
-        }
-    }
-}
-
-/// The columns that the metrics borrow.
-struct Owned {
-    probabilities: Vec<f64>,
-    flags: Vec<bool>,
-    classes: Vec<usize>,
-    numbers: Vec<f64>,
-}
-
-impl Owned {
-    fn new(scored: &Scored, rows: &[usize]) -> Owned {
-        let all = scored.probabilities();
-        let mut owned = Owned {
-            probabilities: Vec::with_capacity(rows.len() * scored.width),
-            flags: Vec::new(),
-            classes: Vec::new(),
-            numbers: Vec::new(),
-        };
-        for &row in rows {
-            owned
-                .probabilities
-                .extend_from_slice(&all[row * scored.width..(row + 1) * scored.width]);
-            match &scored.targets[row] {
-                Targets::Class(class) if scored.task.kind == TaskKind::Binary => {
-                    owned.flags.push(*class == 1)
-                }
-                Targets::Class(class) => owned.classes.push(*class as usize),
-                Targets::Multilabel(labels) => {
-                    owned.flags.extend(labels.iter().map(|label| *label > 0.5))
-                }
-                Targets::Real(value) => owned.numbers.push(f64::from(*value)),
-                Targets::None | Targets::Survival { .. } => {}
+            TaskKind::Binary | TaskKind::Regression | TaskKind::Tokens | TaskKind::CausalLm => {
+                Vec::new()
             }
         }
-        owned
     }
+}
 
-    fn predictions(&self, scored: &Scored) -> Predictions<'_> {
-        match scored.task.kind {
-            TaskKind::Binary => Predictions::Binary {
-                probabilities: &self.probabilities,
-                targets: &self.flags,
-            },
-            TaskKind::Multiclass => Predictions::Multiclass {
-                classes: scored.width,
-                probabilities: &self.probabilities,
-                targets: &self.classes,
-            },
-            TaskKind::Multilabel => Predictions::Multilabel {
-                labels: scored.width,
-                probabilities: &self.probabilities,
-                targets: &self.flags,
-            },
-            TaskKind::Regression => Predictions::Regression {
-                predicted: &self.probabilities,
-                targets: &self.numbers,
-            },
-        }
-    }
+/// The values of a tensor, row by row.
+fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, TrainError> {
+    let data = tensor
+        .try_into_data()
+        .map_err(|error| TrainError::Execution {
+            doing: "scoring",
+            problem: error.to_string(),
+        })?;
+    data.try_to_vec().map_err(|error| TrainError::Execution {
+        doing: "reading scores",
+        problem: format!("{error:?}"),
+    })
 }
 
 fn sigmoid(logit: f64) -> f64 {

@@ -26,6 +26,7 @@ pub(crate) fn scored(
         targets,
         outputs: outputs.to_vec(),
         width,
+        tags: Vec::new(),
     }
 }
 
@@ -117,4 +118,53 @@ fn a_label_that_is_not_known_is_left_out_of_its_metrics() {
             .value(),
         Some(1.0)
     );
+}
+
+#[test]
+fn a_language_model_weighs_tokens_and_not_rows() {
+    let targets = |count: usize| {
+        let learned = (0..count as i32).collect::<Vec<_>>();
+        Targets::Tokens([vec![NO_TARGET], learned].concat())
+    };
+    let scored = scored(
+        TaskKind::CausalLm,
+        &[],
+        &[6.0, 1.0],
+        1,
+        vec![targets(2), targets(2)],
+    );
+    assert_eq!(scored.loss(), Some(1.75));
+    let evaluation = scored.evaluation(100, 0).unwrap().unwrap();
+    let value = |name: &str| evaluation.metrics.score(name).unwrap().value().unwrap();
+    assert_eq!(value("loss"), 1.75);
+    assert!((value("perplexity") - 1.75f64.exp()).abs() < 1e-12);
+    assert!(evaluation.curves.is_empty() && evaluation.entities.is_empty());
+    let quick = scored.quick_metrics().unwrap();
+    assert_eq!(quick["loss"], Some(1.75));
+}
+
+#[test]
+fn tags_become_entities() {
+    let mut scored = scored(
+        TaskKind::Tokens,
+        &["B-X", "I-X", "O"],
+        &[0.5, 0.25],
+        1,
+        vec![
+            Targets::Tokens(vec![NO_TARGET, 0, NO_TARGET, 1, 2]),
+            Targets::Tokens(vec![NO_TARGET, 0]),
+        ],
+    );
+    scored.tags = vec![vec![0, 1, 0], vec![2]];
+    let evaluation = scored.evaluation(100, 0).unwrap().unwrap();
+    let value = |name: &str| evaluation.metrics.score(name).unwrap().value().unwrap();
+    // One of two is found, and one of two found is right.
+    assert_eq!(
+        (value("precision"), value("recall"), value("f1")),
+        (0.5, 0.5, 0.5)
+    );
+    assert_eq!(value("accuracy"), 0.5);
+    assert_eq!(scored.loss(), Some(0.75 / 4.0));
+    assert_eq!(evaluation.entities.len(), 1);
+    assert_eq!(evaluation.entities[0].name, "X");
 }

@@ -152,7 +152,10 @@ pub(crate) fn finish(
             projector_parameters: size.projector_parameters,
         },
         data: DataReport {
-            cohort: recipe.cohort.path.display().to_string(),
+            cohort: match &recipe.text.train {
+                Some(file) => file.display().to_string(),
+                None => recipe.cohort.path.display().to_string(),
+            },
             splits: splits
                 .into_iter()
                 .filter(|(_, counts)| counts.samples > 0)

@@ -2,8 +2,8 @@
 
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::{Device, Tensor};
-use calor_model::loss;
-use calor_sequence::Targets;
+use calor_model::{Mode, Model, ModelInput, loss};
+use calor_sequence::{HostBatch, Targets};
 use serde::{Deserialize, Serialize};
 
 use crate::recipe::{ClassWeighting, ClassWeights, TaskKind};
@@ -126,7 +126,39 @@ impl Objective {
         self.weights.as_deref()
     }
 
-    /// The loss summed over the labels of the batch, `[1]`; outputs are `[samples, width]`.
+    /// The loss of a micro-batch, summed over its labels or learned tokens, `[1]`.
+    pub(crate) fn loss_of(
+        &self,
+        model: &Model,
+        input: &ModelInput,
+        batch: &HostBatch,
+        mode: Mode,
+        device: &Device,
+    ) -> Tensor<1> {
+        match self.task {
+            TaskKind::CausalLm => {
+                let (places, targets) = upload::token_targets(batch, true, device);
+                model.causal_lm_loss_at(input, places, targets, mode)
+            }
+            TaskKind::Tokens => {
+                let (places, targets) = upload::token_targets(batch, false, device);
+                let logits = model.token_logits(input, places, mode);
+                loss::multiclass(logits, targets, self.class_weights(device))
+            }
+            _ => self.loss(model.forward(input, mode), &batch.targets, device),
+        }
+    }
+
+    fn class_weights(&self, device: &Device) -> Option<Tensor<1>> {
+        let weights = self.weights.as_ref()?;
+        Some(upload::floats(weights.clone(), [weights.len()], device))
+    }
+
+    /// The loss of a task of whole samples, summed over the labels of the batch, `[1]`; outputs are
+    /// `[samples, width]`.
+    ///
+    /// # Panics
+    /// For a task of tokens.
     pub fn loss(&self, outputs: Tensor<2>, targets: &[Targets], device: &Device) -> Tensor<1> {
         match self.task {
             TaskKind::Binary => {
@@ -142,11 +174,8 @@ impl Objective {
                 )
             }
             TaskKind::Multiclass => {
-                let weights = self
-                    .weights
-                    .as_ref()
-                    .map(|weights| upload::floats(weights.clone(), [weights.len()], device));
-                loss::multiclass(outputs, upload::classes(targets, device), weights)
+                let classes = upload::classes(targets, device);
+                loss::multiclass(outputs, classes, self.class_weights(device))
             }
             TaskKind::Multilabel => {
                 let weights = self
@@ -162,6 +191,9 @@ impl Objective {
                     None => targets,
                 };
                 loss::regression(outputs, targets)
+            }
+            TaskKind::Tokens | TaskKind::CausalLm => {
+                unreachable!("a task of tokens has no outputs of samples")
             }
         }
     }

@@ -135,7 +135,10 @@ fn source(options: &RunOptions) -> Source<'_> {
     let recipe = &options.recipe;
     Source {
         cohort: &recipe.cohort.path,
+        text: &recipe.text,
         kind: recipe.task.kind,
+        loss: recipe.task.loss,
+        notes: &recipe.task.notes,
         labels: recipe.task.labels.names(),
         sequence: recipe.modality.sequence(&recipe.sequence),
         modality: &recipe.modality,

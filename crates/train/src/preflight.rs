@@ -163,8 +163,8 @@ pub(crate) fn training_loss(
     let fusion = model.options().fusion.as_ref();
     let input = upload::input(&batch.batch, fusion, |_| false, device)?;
     model.check_soft(&input)?;
-    let outputs = model.forward(&input, Mode::Train { dropout_seed: 0 });
-    Ok(objective.loss(outputs, &batch.batch.targets, device))
+    let mode = Mode::Train { dropout_seed: 0 };
+    Ok(objective.loss_of(model, &input, &batch.batch, mode, device))
 }
 
 /// Sizes of a collated micro-batch.

@@ -51,6 +51,8 @@ pub(crate) fn head(
         TaskKind::Multiclass => (classes, Problem::Multiclass),
         TaskKind::Multilabel => (classes, Problem::Multilabel),
         TaskKind::Regression => (1, Problem::Regression),
+        TaskKind::Tokens => return HeadOptions::TokenClassifier { labels: classes },
+        TaskKind::CausalLm => return HeadOptions::CausalLm,
     };
     let pooling = match (pooling, family) {
         (PoolingChoice::Auto, Family::Decoder) | (PoolingChoice::Last, _) => Pooling::Last,
@@ -87,7 +89,7 @@ pub(crate) fn pooling_name(head: &HeadOptions) -> &'static str {
             pooling: Pooling::Mean,
             ..
         } => "mean",
-        HeadOptions::None | HeadOptions::CausalLm => "none",
+        HeadOptions::None | HeadOptions::CausalLm | HeadOptions::TokenClassifier { .. } => "none",
     }
 }
 

@@ -361,8 +361,8 @@ pub fn train(
                     &device,
                 )?;
                 model.check_soft(&input)?;
-                let outputs = model.forward(&input, Mode::Train { dropout_seed });
-                Ok(objective.loss(outputs, &batch.batch.targets, &device))
+                let mode = Mode::Train { dropout_seed };
+                Ok(objective.loss_of(model, &input, &batch.batch, mode, &device))
             };
         let result = train_step
             .run(

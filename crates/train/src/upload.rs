@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use calor_model::{FusionOptions, ModelInput, SampleSpan};
-use calor_sequence::{HostBatch, PlacedItem, Targets};
+use calor_sequence::{HostBatch, NO_TARGET, PlacedItem, Targets};
 
 use crate::TrainError;
 use crate::soft;
@@ -50,6 +50,34 @@ pub(crate) fn classes(targets: &[Targets], device: &Device) -> Tensor<1, Int> {
     integers(&values, [values.len()], device)
 }
 
+/// Where a batch has tokens to learn from, and what is to be said there: positions in
+/// `[rows · seq]` and class numbers, or, where the `next` token is learned, the positions before the
+/// learned ones; `[tokens]` each, sample by sample.
+pub(crate) fn token_targets(
+    batch: &HostBatch,
+    next: bool,
+    device: &Device,
+) -> (Tensor<1, Int>, Tensor<1, Int>) {
+    let (mut places, mut classes) = (Vec::new(), Vec::new());
+    for (span, targets) in batch.spans.iter().zip(&batch.targets) {
+        let Targets::Tokens(targets) = targets else {
+            unreachable!("targets of tokens are expected, not {targets:?}");
+        };
+        let start = span.row * batch.seq + span.start;
+        for (offset, target) in targets.iter().enumerate() {
+            if *target != NO_TARGET {
+                places.push((start + offset - usize::from(next)) as i32);
+                classes.push(*target);
+            }
+        }
+    }
+    let count = [places.len()];
+    (
+        integers(&places, count, device),
+        integers(&classes, count, device),
+    )
+}
+
 /// Numbers, `[samples, width]`: real targets, classes as numbers, or labels with NaN where
 /// one is not known.
 pub(crate) fn numbers(targets: &[Targets], device: &Device) -> Tensor<2> {
@@ -59,7 +87,7 @@ pub(crate) fn numbers(targets: &[Targets], device: &Device) -> Tensor<2> {
             Targets::Class(class) => values.push(*class as f32),
             Targets::Real(value) => values.push(*value),
             Targets::Multilabel(labels) => values.extend_from_slice(labels),
-            Targets::None | Targets::Survival { .. } => {
+            Targets::None | Targets::Survival { .. } | Targets::Tokens(_) => {
                 unreachable!("a number is expected, not {target:?}")
             }
         }

@@ -16,7 +16,7 @@ use crate::device::{DeviceSpec, synchronise};
 use crate::evaluation::{Scored, Scoring};
 use crate::files::{hash_file, read_json};
 use crate::observer::{Observer, Stage, StopFlag};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, TextSection};
 use crate::seed::derive;
 use crate::session::{float_dtype, open_device, read_task};
 
@@ -192,9 +192,22 @@ impl<'a> Using<'a> {
         labelled: bool,
         observer: &mut dyn Observer,
     ) -> Result<Data, TrainError> {
+        // Of a run on files of text, another cohort is another file.
+        let text = match &self.options.cohort {
+            Some(file) if self.recipe.text.is_used() => TextSection {
+                train: None,
+                tuning: None,
+                held_out: Some(file.clone()),
+                ..self.recipe.text.clone()
+            },
+            _ => self.recipe.text.clone(),
+        };
         let source = Source {
             cohort: self.cohort(),
+            text: &text,
             kind: self.task.kind,
+            loss: self.recipe.task.loss,
+            notes: &self.recipe.task.notes,
             labels: if labelled {
                 self.recipe.task.labels.names()
             } else {
@@ -275,6 +288,17 @@ impl<'a> Using<'a> {
         synchronise(device, "scoring")?;
         meter.end();
         Ok(scored.map(|scored| (scored, meter.report())))
+    }
+
+    /// Refuses a task of tokens, for what compares outputs of whole samples.
+    pub fn needs_samples(&self) -> Result<(), TrainError> {
+        match self.task.kind.per_token() {
+            true => Err(self.problem(
+                "only runs that predict something of a whole patient can be compared or ablated"
+                    .to_owned(),
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Something about the run's task that does not work out.

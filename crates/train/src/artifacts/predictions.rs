@@ -4,20 +4,25 @@
 //! - binary: `probability` (of `true`) float64, `label` boolean;
 //! - multiclass: `predicted` string, `probability` (of it), `probability_<class>`, `label` string;
 //! - multilabel: `probability_<label>`, `label_<label>` boolean, for each label;
-//! - regression: `prediction` float64, `label` float32.
+//! - regression: `prediction` float64, `label` float32;
+//! - tokens: `predicted` and `label`, lists of strings, one a word;
+//! - causal_lm: `tokens` int64 that were to be predicted, `loss` float64, their mean.
+//!
+//! Of files of text, `subject_id` is the row's number in its file, from 0, and the time means nothing.
 //!
 //! A label that is not known is null.
 
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow_array::builder::{ListBuilder, StringBuilder};
 use arrow_array::{
     ArrayRef, BooleanArray, Float32Array, Float64Array, Int64Array, RecordBatch, StringArray,
     TimestampMicrosecondArray,
 };
 use arrow_schema::{DataType, Field, Schema, TimeUnit};
 use calor_evaluate::class_label;
-use calor_sequence::Targets;
+use calor_sequence::{NO_TARGET, Targets};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
@@ -160,8 +165,48 @@ fn batch(scored: &Scored) -> Result<RecordBatch, String> {
                 Arc::new(labels.collect::<Float32Array>()),
             );
         }
+        TaskKind::Tokens => {
+            let names = |row: &[usize]| -> Vec<&str> {
+                row.iter().map(|class| classes[*class].as_str()).collect()
+            };
+            let predicted = lists(scored.tags.iter().map(|row| names(row)));
+            let labels = lists(scored.targets.iter().map(|target| match target {
+                Targets::Tokens(targets) => {
+                    let learned = targets.iter().filter(|target| **target != NO_TARGET);
+                    names(&learned.map(|target| *target as usize).collect::<Vec<_>>())
+                }
+                _ => Vec::new(),
+            }));
+            for (name, column) in [("predicted", predicted), ("label", labels)] {
+                add(name.into(), column.data_type().clone(), false, column);
+            }
+        }
+        TaskKind::CausalLm => {
+            let counts: Vec<i64> = scored
+                .targets
+                .iter()
+                .map(|target| target.supervised_count() as i64)
+                .collect();
+            let losses = scored.outputs.iter().zip(&counts);
+            let means = losses.map(|(loss, count)| loss / (*count).max(1) as f64);
+            let means: ArrayRef = Arc::new(Float64Array::from_iter_values(means));
+            let counts: ArrayRef = Arc::new(Int64Array::from(counts));
+            add("tokens".into(), DataType::Int64, false, counts);
+            add("loss".into(), DataType::Float64, false, means);
+        }
     }
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|error| error.to_string())
+}
+
+fn lists<'a>(rows: impl Iterator<Item = Vec<&'a str>>) -> ArrayRef {
+    let mut builder = ListBuilder::new(StringBuilder::new());
+    for row in rows {
+        for text in row {
+            builder.values().append_value(text);
+        }
+        builder.append(true);
+    }
+    Arc::new(builder.finish())
 }
 
 #[cfg(test)]
@@ -265,5 +310,37 @@ mod tests {
             vec![Targets::Real(3.0)],
         ));
         assert_eq!(names(&batch)[2..], ["prediction", "label"]);
+    }
+
+    #[test]
+    fn tags_are_lists_and_losses_are_means() {
+        let mut tagged = scored(
+            TaskKind::Tokens,
+            &["B-X", "O"],
+            &[0.5],
+            1,
+            vec![Targets::Tokens(vec![NO_TARGET, 1, NO_TARGET, 0])],
+        );
+        tagged.tags = vec![vec![1, 1]];
+        let batch = written(&tagged);
+        assert_eq!(names(&batch)[2..], ["predicted", "label"]);
+        let words = |column: usize| -> Vec<String> {
+            let row = batch.column(column).as_list::<i32>().value(0);
+            let texts = row.as_string::<i32>().iter();
+            texts.flatten().map(str::to_owned).collect()
+        };
+        assert_eq!(
+            (words(2), words(3)),
+            (vec!["O".into(), "O".into()], vec!["O".into(), "B-X".into()])
+        );
+        let batch = written(&scored(
+            TaskKind::CausalLm,
+            &[],
+            &[3.0],
+            1,
+            vec![Targets::Tokens(vec![NO_TARGET, 7, 9])],
+        ));
+        assert_eq!(names(&batch)[2..], ["tokens", "loss"]);
+        assert_eq!(batch.column(3).as_primitive::<Float64Type>().value(0), 1.5);
     }
 }

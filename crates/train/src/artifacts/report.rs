@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use calor_evaluate::{Curves, Metrics};
+use calor_evaluate::{Curves, EntityScores, Metrics};
 use calor_meter::MeterReport;
 use calor_sequence::PrepareReport;
 use serde::{Deserialize, Serialize};
@@ -163,6 +163,9 @@ pub struct SplitEvaluation {
     pub metrics: Metrics,
     /// Curves of each class or label.
     pub curves: Vec<Curves>,
+    /// Tokens: each type of entity by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entities: Vec<EntityScores>,
     /// Each label of a multilabel task by itself, over the samples where it is known.
     pub labels: Vec<LabelEvaluation>,
     /// Regression: predicted and observed, at most a thousand points.

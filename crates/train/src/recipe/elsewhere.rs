@@ -23,7 +23,7 @@ pub(super) const SEQUENCE: &[Key] = &[
     key(
         "sequence.overlength",
         KeyKind::Text,
-        "What happens to a patient with more: `error`, or `drop_oldest_events` (whole events; what was lost is reported).",
+        "What happens to a patient with more: `error`, or `drop_oldest_events` (whole events; what was lost is reported). To a row of `[text]`: `error`, `cut_end` or `cut_start`.",
     ),
     key(
         "sequence.packing",

@@ -14,6 +14,7 @@ mod ordered_map;
 mod parse;
 mod schema;
 mod section;
+mod text;
 mod validate;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::optimizer::{MuonScale, OptimizerKind};
 pub use crate::schedule::{DecayShape, ScheduleKind};
+pub use calor_sequence::LossOn;
 pub use error::{Place, Problem, RecipeError};
 pub use memory::{RecomputeChoice, RecomputeName};
 pub use modality::{
@@ -34,6 +36,7 @@ pub use modality::{
 };
 pub use schema::json_schema;
 pub use section::{Key, KeyKind};
+pub use text::{ChatTemplateChoice, TextSection};
 
 use section::section;
 
@@ -56,6 +59,9 @@ section! {
         task: TaskSection = TaskSection::default() => Section;
         /// The patients.
         cohort: CohortSection = CohortSection::default() => Section;
+        /// Files of text instead of patients.
+        #[serde(skip_serializing_if = "TextSection::is_default")]
+        text: TextSection = TextSection::default() => Section;
         /// How a patient becomes a sequence of tokens.
         sequence: SequenceOptions = SequenceOptions::default() => Section;
         /// What becomes soft tokens beside the text.
@@ -99,12 +105,17 @@ pub enum Dtype {
 section! {
     /// `[task]`: what is predicted.
     TaskSection at "task." {
-        /// `binary`, `multiclass`, `multilabel` or `regression`.
+        /// `binary`, `multiclass`, `multilabel`, `regression`, `tokens` (the tag of each word) or `causal_lm` (the next token).
         kind: TaskKind = TaskKind::Binary => Text required;
-        /// The label set: a folder under `labels/` of the cohort, or a path. For `multilabel` a list of them, one a label.
+        /// The label set: a folder under `labels/` of the cohort, or a path. For `multilabel` a list of them, one a label. None for `tokens`, `causal_lm` and rows of `[text]`, which carry their own.
         labels: LabelNames = LabelNames::One(String::new()) => TextOrList required;
         /// Weights of the classes in the loss: `none`, `balanced` (patients / (classes · patients of the class), from training patients), or a list with one weight a class. The weighted sum is still divided by the number of labels.
         class_weights: ClassWeights = ClassWeights::Named(ClassWeighting::None) => TextOrList;
+        /// `causal_lm`: which tokens are learned: `response` (what the assistant says, or the note) or `all`.
+        loss: LossOn = LossOn::Response => Text;
+        /// `causal_lm` on a cohort: codes whose `text_value` is learned, each after what was known of the patient before it; an entry ending in `*` stands for every code that begins so.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        notes: Vec<String> = Vec::new() => List;
         /// Which position speaks for the patient: `last`, `cls` or `mean`; `auto` is `last` for decoders and `mean` for encoders.
         pooling: PoolingChoice = PoolingChoice::Auto => Text;
         /// Units of a hidden layer (GELU) between the pooled state and the logits, so that the head can weigh one modality by another; 0 for none. For `pooling = "mean"`: the heads of `last` and `cls` are those of Transformers.
@@ -126,6 +137,10 @@ pub enum TaskKind {
     Multilabel,
     /// A number: squared error.
     Regression,
+    /// The tag of each word: softmax cross-entropy.
+    Tokens,
+    /// The next token: softmax cross-entropy over the vocabulary.
+    CausalLm,
 }
 
 impl TaskKind {
@@ -136,7 +151,14 @@ impl TaskKind {
             TaskKind::Multiclass => "multiclass",
             TaskKind::Multilabel => "multilabel",
             TaskKind::Regression => "regression",
+            TaskKind::Tokens => "tokens",
+            TaskKind::CausalLm => "causal_lm",
         }
+    }
+
+    /// Whether tokens have targets, and not whole samples.
+    pub fn per_token(self) -> bool {
+        matches!(self, TaskKind::Tokens | TaskKind::CausalLm)
     }
 }
 
@@ -147,6 +169,8 @@ impl From<TaskKind> for calor_evaluate::TaskKind {
             TaskKind::Multiclass => calor_evaluate::TaskKind::Multiclass,
             TaskKind::Multilabel => calor_evaluate::TaskKind::Multilabel,
             TaskKind::Regression => calor_evaluate::TaskKind::Regression,
+            TaskKind::Tokens => calor_evaluate::TaskKind::Tokens,
+            TaskKind::CausalLm => calor_evaluate::TaskKind::CausalLm,
         }
     }
 }
@@ -165,9 +189,10 @@ pub enum LabelNames {
 }
 
 impl LabelNames {
-    /// The names in the recipe's order.
+    /// The names in the recipe's order; none where the recipe gives none.
     pub fn names(&self) -> Vec<&str> {
         match self {
+            LabelNames::One(name) if name.is_empty() => Vec::new(),
             LabelNames::One(name) => vec![name.as_str()],
             LabelNames::Many(names) => names.iter().map(String::as_str).collect(),
         }
@@ -414,7 +439,7 @@ section! {
     EvaluateSection at "evaluate." {
         /// The `tuning` patients are evaluated every so many steps, and at the end.
         every_steps: u64 = 100 => Integer;
-        /// Which metric decides on the best model: `auroc`, `auprc`, `brier`, `ece`, `log_loss`, `accuracy`, `macro_f1`, `rmse`, `r2` or `loss`. Without it, `auroc` (binary, multilabel), `log_loss` (multiclass) or `rmse` (regression).
+        /// Which metric decides on the best model: `auroc`, `auprc`, `brier`, `ece`, `log_loss`, `accuracy`, `macro_f1`, `rmse`, `r2`, `f1`, `precision`, `recall`, `perplexity` or `loss`. Without it, `auroc` (binary, multilabel), `log_loss` (multiclass), `rmse` (regression), `f1` (tokens) or `loss` (causal_lm).
         #[serde(skip_serializing_if = "Option::is_none")]
         metric: Option<Metric> = None => Text;
         /// Training stops after so many evaluations in a row without a better value; 0 never stops early.
@@ -449,6 +474,14 @@ pub enum Metric {
     Rmse,
     /// Share of the variance that is explained.
     R2,
+    /// Harmonic mean of precision and recall over entities.
+    F1,
+    /// Share of the predicted entities that are right.
+    Precision,
+    /// Share of the entities that are found.
+    Recall,
+    /// Exponential of the loss of a token.
+    Perplexity,
     /// The training loss, without class weights.
     Loss,
 }
@@ -460,6 +493,7 @@ pub fn keys() -> Vec<Key> {
         ModelSection::KEYS,
         TaskSection::KEYS,
         CohortSection::KEYS,
+        TextSection::KEYS,
         elsewhere::SEQUENCE,
         &modality::keys()[..],
         AdapterSection::KEYS,
@@ -484,6 +518,10 @@ impl Metric {
             Metric::MacroF1 => "macro_f1",
             Metric::Rmse => "rmse",
             Metric::R2 => "r2",
+            Metric::F1 => "f1",
+            Metric::Precision => "precision",
+            Metric::Recall => "recall",
+            Metric::Perplexity => "perplexity",
             Metric::Loss => "loss",
         }
     }
@@ -500,6 +538,10 @@ impl Metric {
             Metric::MacroF1 => "Macro F1",
             Metric::Rmse => "RMSE",
             Metric::R2 => "R²",
+            Metric::F1 => "F1",
+            Metric::Precision => "Precision",
+            Metric::Recall => "Recall",
+            Metric::Perplexity => "Perplexity",
             Metric::Loss => "Loss",
         }
     }
@@ -508,7 +550,14 @@ impl Metric {
     pub fn higher_is_better(self) -> bool {
         matches!(
             self,
-            Metric::Auroc | Metric::Auprc | Metric::Accuracy | Metric::MacroF1 | Metric::R2
+            Metric::Auroc
+                | Metric::Auprc
+                | Metric::Accuracy
+                | Metric::MacroF1
+                | Metric::R2
+                | Metric::F1
+                | Metric::Precision
+                | Metric::Recall
         )
     }
 
@@ -518,7 +567,7 @@ impl Metric {
     }
 
     /// All metrics that a recipe can name.
-    pub const ALL: [Metric; 10] = [
+    pub const ALL: [Metric; 14] = [
         Metric::Auroc,
         Metric::Auprc,
         Metric::Brier,
@@ -528,6 +577,10 @@ impl Metric {
         Metric::MacroF1,
         Metric::Rmse,
         Metric::R2,
+        Metric::F1,
+        Metric::Precision,
+        Metric::Recall,
+        Metric::Perplexity,
         Metric::Loss,
     ];
 
@@ -537,6 +590,8 @@ impl Metric {
             TaskKind::Binary | TaskKind::Multilabel => Metric::Auroc,
             TaskKind::Multiclass => Metric::LogLoss,
             TaskKind::Regression => Metric::Rmse,
+            TaskKind::Tokens => Metric::F1,
+            TaskKind::CausalLm => Metric::Loss,
         }
     }
 }

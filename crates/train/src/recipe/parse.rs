@@ -65,6 +65,7 @@ impl Recipe {
         if let Ok(path) = std::path::absolute(&self.cohort.path) {
             self.cohort.path = path;
         }
+        self.text.resolve();
     }
 }
 
@@ -100,7 +101,7 @@ impl Reader {
             return Err(problems);
         }
         for key in self.keys.iter().filter(|key| key.required) {
-            if lookup(&table, key.path).is_none() {
+            if lookup(&table, key.path).is_none() && !excused(&table, key.path) {
                 let place = Place::File(self.path.clone(), None);
                 problems.push(self.problem(
                     place,
@@ -433,6 +434,20 @@ fn innermost<'a>(spans: &'a Spans, span: &Range<usize>) -> &'a str {
         .filter(|(_, outer)| outer.start <= span.start && span.end <= outer.end)
         .min_by_key(|(_, outer)| outer.len())
         .map_or("", |(path, _)| path.as_str())
+}
+
+/// Keys that other keys make unnecessary: files of text replace a cohort, and rows that carry their
+/// own targets the labels.
+fn excused(table: &toml::Table, path: &str) -> bool {
+    let text = ["train", "tuning", "held_out"]
+        .iter()
+        .any(|name| lookup(table, &format!("text.{name}")).is_some());
+    let kind = lookup(table, "task.kind").and_then(toml::Value::as_str);
+    match path {
+        "cohort.path" => text,
+        "task.labels" => text || matches!(kind, Some("tokens" | "causal_lm")),
+        _ => false,
+    }
 }
 
 pub(super) fn lookup<'a>(table: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {

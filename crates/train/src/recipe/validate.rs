@@ -1,6 +1,7 @@
 //! Values that have the right type and still make no sense.
 
 mod optimizer;
+mod text;
 
 use calor_meter::MeterError;
 use calor_model::EncoderSpec;
@@ -21,6 +22,7 @@ pub(super) fn problems(recipe: &Recipe, place: &dyn Fn(&str) -> Place) -> Vec<Pr
     };
     header(recipe, &mut found);
     task(recipe, &mut found);
+    text::rules(recipe, &mut found);
     sequence(recipe, &mut found);
     modality(recipe, &mut found);
     adapter(recipe, &mut found);
@@ -105,10 +107,16 @@ fn header(recipe: &Recipe, found: &mut Found) {
         "give a hub id such as `sentence-transformers/all-MiniLM-L6-v2` or a folder",
     );
     found.unless(
-        !recipe.cohort.path.as_os_str().is_empty(),
+        !recipe.cohort.path.as_os_str().is_empty() || recipe.text.is_used(),
         "cohort.path",
         "is empty",
-        "give the folder that holds `data/` and `metadata/`",
+        "give the folder that holds `data/` and `metadata/`, or files of text in `[text]`",
+    );
+    found.unless(
+        recipe.cohort.path.as_os_str().is_empty() || !recipe.text.is_used(),
+        "cohort.path",
+        "is given together with files of text",
+        "keep one of `[cohort]` and `[text]`",
     );
     if let Some(options) = &recipe.cohort.synth
         && let Err(error) = options.check()
@@ -212,6 +220,15 @@ fn task(recipe: &Recipe, found: &mut Found) {
     let task = &recipe.task;
     let names = task.labels.names();
     let key = "task.labels";
+    if recipe.text.is_used() || task.kind.per_token() {
+        found.unless(
+            names.is_empty(),
+            key,
+            "is given, but every row carries its own",
+            "leave it out",
+        );
+        return class_weights(recipe, found);
+    }
     found.unless(
         !names.is_empty() && names.iter().all(|name| !name.trim().is_empty()),
         key,
@@ -241,13 +258,19 @@ fn task(recipe: &Recipe, found: &mut Found) {
             "",
         );
     }
+    class_weights(recipe, found);
+}
+
+fn class_weights(recipe: &Recipe, found: &mut Found) {
+    let task = &recipe.task;
+    let names = task.labels.names();
     let key = "task.class_weights";
     match &task.class_weights {
         ClassWeights::Named(ClassWeighting::None) => {}
-        _ if task.kind == TaskKind::Regression => found.unless(
+        _ if matches!(task.kind, TaskKind::Regression | TaskKind::CausalLm) => found.unless(
             false,
             key,
-            "is given, but a regression has no classes",
+            format_args!("is given, but a {} task has no classes", task.kind.name()),
             "leave it out",
         ),
         ClassWeights::Named(ClassWeighting::Balanced) => {}

@@ -1,5 +1,7 @@
 //! A tiny cohort, tiny checkpoints and runs on them.
 
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
 //! The section of a split: its metrics with their intervals, its curves.
 
-use calor_evaluate::{Curves, Interval, Metrics, Score, higher_is_better, metric_names};
+use calor_evaluate::{Curves, Interval, Metrics, Score, TaskKind, higher_is_better, metric_names};
 use serde::Serialize;
 
 use super::charts::{DrawnChart, drawn};
@@ -47,6 +47,21 @@ pub(super) fn split_view(name: &str, split: &SplitEvaluation) -> Split {
         rows.extend(scores.map(|(metric, score)| {
             metric_row(format!("{}: {}", label.label, title(metric)), metric, score)
         }));
+    }
+    for entity in &split.entities {
+        rows.push(MetricRow {
+            title: format!("{}: F1", entity.name),
+            estimate: number(Some(entity.f1), 3),
+            interval: String::new(),
+            note: format!(
+                "precision {:.3}, recall {:.3}, {} in the text, {} predicted",
+                entity.precision,
+                entity.recall,
+                grouped(entity.support),
+                grouped(entity.predicted)
+            ),
+            bar: None,
+        });
     }
     let forest = rows.iter().any(|row| row.bar.is_some());
     let mut charts = Vec::new();
@@ -118,13 +133,26 @@ pub(super) fn split_view(name: &str, split: &SplitEvaluation) -> Split {
         ));
     }
     Split {
-        title: format!("Results on {} patients", split_name(name)),
+        title: match per_token(&split.metrics) {
+            true => format!("Results on {} texts", split_name(name)),
+            false => format!("Results on {} patients", split_name(name)),
+        },
         subtitle: split_subtitle(split),
         rows,
         forest,
-        method: "Percentile bootstrap over patients: a patient's prediction times stay together.",
+        method: match per_token(&split.metrics) {
+            true => "Percentile bootstrap over rows, or over patients where the texts are theirs.",
+            false => {
+                "Percentile bootstrap over patients: a patient's prediction times stay together."
+            }
+        },
         charts,
     }
+}
+
+/// Whether the rows are texts.
+fn per_token(metrics: &Metrics) -> bool {
+    matches!(metrics.task, TaskKind::Tokens | TaskKind::CausalLm)
 }
 
 fn curve_chart(
@@ -228,11 +256,14 @@ fn metric_row(title: String, metric: &str, score: &Score) -> MetricRow {
 }
 
 fn split_subtitle(split: &SplitEvaluation) -> String {
-    let mut text = format!(
-        "{} patients, {} prediction times",
-        grouped(split.metrics.patients as u64),
-        grouped(split.samples)
-    );
+    let mut text = match per_token(&split.metrics) {
+        true => format!("{} rows", grouped(split.samples)),
+        false => format!(
+            "{} patients, {} prediction times",
+            grouped(split.metrics.patients as u64),
+            grouped(split.samples)
+        ),
+    };
     if split.samples_with_unknown_label > 0 {
         text.push_str(&format!(
             "; {} of them with an unknown label count in the rows of single labels only",
@@ -253,7 +284,7 @@ pub(super) fn interval(score: &Score) -> Option<String> {
 /// Place of a metric between 0 and 1 in percent of the width.
 fn bar(metric: &str, score: &Score) -> Option<Bar> {
     let (at, (low, high)) = (score.value()?, score.bounds()?);
-    if matches!(metric, "log_loss" | "rmse" | "r2") {
+    if matches!(metric, "log_loss" | "rmse" | "r2" | "loss" | "perplexity") {
         return None;
     }
     let percent = |share: f64| format!("{:.1}", 100.0 * share.clamp(0.0, 1.0));
