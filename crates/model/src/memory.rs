@@ -490,7 +490,7 @@ impl Count<'_> {
         };
         let early = match half_on_host {
             false => element * (hidden + 2 * query + 2 * key),
-            true => F32 * 4 * (query + key) + element * 2 * hidden,
+            true => (4 * F32 - 2 * element) * (query + key) + element * 2 * hidden,
         };
         let mut bytes = selected * late;
         if selected < positions {
