@@ -73,7 +73,7 @@ pub struct TrainingMemory {
     pub weights_bytes: u64,
     /// What is trained: adapter, head, `modules_to_save`; f32.
     pub trained_bytes: u64,
-    /// The gradients summed so far, and those of one micro-batch.
+    /// Gradients summed over micro-batches. Those of the one at work come as its activations go.
     pub gradients_bytes: u64,
     /// Both moments of AdamW.
     pub moments_bytes: u64,
@@ -299,11 +299,12 @@ impl MemoryModel {
                 false => count.kept(index),
             })
             .collect();
-        let all: u64 = kept.iter().sum::<u64>() + count.shared();
+        let blocks: u64 = kept.iter().sum::<u64>() + count.tables();
 
-        // The moment with the most: the loss, or the backward pass of one of the blocks.
-        let mut most = (all, count.loss());
-        let mut live = all;
+        // The moment with the most: the loss, or the backward pass of one of the blocks, when the
+        // last norm is done with.
+        let mut most = (blocks + count.last_norm(), count.loss());
+        let mut live = blocks;
         for index in (0..self.blocks.len())
             .rev()
             .filter(|&i| self.blocks[i].tracked)
@@ -324,7 +325,7 @@ impl MemoryModel {
         TrainingMemory {
             weights_bytes: self.frozen_bytes,
             trained_bytes,
-            gradients_bytes: 2 * trained_bytes,
+            gradients_bytes: trained_bytes,
             moments_bytes: 2 * trained_bytes,
             activations_bytes: most.0,
             working_bytes: most.1,
@@ -411,14 +412,19 @@ impl Count<'_> {
         bytes
     }
 
-    /// Beside the blocks, for the whole pass: rotary tables and the input of the last norm.
-    fn shared(&self) -> u64 {
-        let element = self.model.element();
-        let positions = self.shape.positions();
-        let tables = 2 * positions * self.model.head_dim * element;
+    /// Rotary tables, for the whole pass.
+    fn tables(&self) -> u64 {
+        match self.model.norm_last {
+            true => 2 * self.shape.positions() * self.model.head_dim * self.model.element(),
+            false => 0,
+        }
+    }
+
+    /// The input of the norm behind the blocks.
+    fn last_norm(&self) -> u64 {
         let last = self.selected(self.model.blocks.len().saturating_sub(1));
         match self.model.norm_last {
-            true => tables + last * self.model.hidden * element,
+            true => last * self.model.hidden * self.model.element(),
             false => 0,
         }
     }
@@ -455,7 +461,7 @@ impl Count<'_> {
     }
 
     /// What exists beside the kept tensors where the backward pass of a block begins: the gradient
-    /// of its output and that of the widest state, with copies for dropout; where all but some
+    /// of its output and those of its widest states, with copies for dropout; where all but some
     /// positions are left out behind attention, attention's gradients.
     fn backward(&self, index: usize) -> u64 {
         let Block {
@@ -469,20 +475,23 @@ impl Count<'_> {
         let (positions, selected) = (self.shape.positions(), self.selected(index));
         let dropped = u64::from(self.model.dropout && self.model.blocks[index].ranks > 0);
         let half_on_host = element < F32 && !self.plain();
+        let gated = self.model.blocks[index].gated;
+        // A norm at the block's end has given back its input, as wide as the gradient.
+        let residual = element * if gated { hidden } else { 0 };
         let late = match half_on_host {
-            false => element * (hidden + wide * (1 + dropped)),
+            false => element * wide * (1 + dropped) + residual,
             true => {
-                // Kernels widen what they read: the last product's operands, or the activation's
-                // states and gradients.
-                let product = F32 * (hidden + wide * (2 + dropped)) + element * (hidden + wide);
-                let states = if self.model.blocks[index].gated { 4 } else { 3 };
-                let activation = F32 * states * wide + element * hidden;
-                product.max(activation)
+                // Kernels widen what was kept and give the narrow copy back: the operands of the
+                // last product with its result, or the activation's states with their gradients.
+                let product = F32 * (hidden + wide * (2 + dropped)) - element * wide;
+                let (states, given_back) = if gated { (4, 3) } else { (3, 2) };
+                let activation = F32 * states * wide - element * given_back * wide;
+                product.max(activation) + residual
             }
         };
         let early = match half_on_host {
             false => element * (hidden + 2 * query + 2 * key),
-            true => F32 * 4 * (query + key) + element * 2 * hidden,
+            true => (4 * F32 - 2 * element) * (query + key) + element * 2 * hidden,
         };
         let mut bytes = selected * late;
         if selected < positions {
