@@ -69,7 +69,7 @@ pub enum PassDevice {
 /// What a training step holds when it holds the most, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct TrainingMemory {
-    /// Frozen weights.
+    /// Frozen weights; on the host without tables that are looked up where the file is mapped.
     pub weights_bytes: u64,
     /// What is trained: adapter, head, `modules_to_save`; f32.
     pub trained_bytes: u64,
@@ -102,6 +102,9 @@ impl TrainingMemory {
 #[derive(Debug, Clone)]
 pub struct MemoryModel {
     frozen_bytes: u64,
+    /// Of these, tables of which some rows are looked up and that the host reads from the mapped
+    /// file: what is not looked up is never in memory.
+    mapped_tables_bytes: u64,
     trained_parameters: u64,
     blocks: Vec<Block>,
     hidden: u64,
@@ -175,7 +178,7 @@ impl MemoryModel {
         };
         let dtype = DType::from(options.dtype);
         let tied = checkpoint.tied_embeddings()?;
-        let mut frozen_bytes = 0;
+        let (mut frozen_bytes, mut mapped_tables_bytes) = (0, 0);
         let mut trained_parameters = own_head(config, options);
         let layers = config.layers;
         let mut ranks = vec![0u64; layers];
@@ -196,6 +199,14 @@ impl MemoryModel {
                 trained_parameters += elements(module);
             } else if !shared && !unused {
                 frozen_bytes += stored_bytes(module, dtype);
+                let name = format!("{}.weight", Checkpoint::canonical_name(&module.path));
+                let output = options.head == HeadOptions::CausalLm && tied;
+                if module.role == Role::Embedding
+                    && !output
+                    && checkpoint.stored.dtype(&name) == Some(dtype)
+                {
+                    mapped_tables_bytes += stored_bytes(module, dtype);
+                }
             }
             if let Some(pair) = pair {
                 let inputs = module.shape[1..].iter().product::<usize>() as u64;
@@ -241,6 +252,7 @@ impl MemoryModel {
             .collect();
         Ok(MemoryModel {
             frozen_bytes,
+            mapped_tables_bytes,
             trained_parameters,
             blocks,
             hidden: config.hidden as u64,
@@ -323,7 +335,10 @@ impl MemoryModel {
         let offloaded = (0..self.blocks.len()).filter(|&index| again(index)).count() as u64;
         let trained_bytes = self.trained_parameters * F32;
         TrainingMemory {
-            weights_bytes: self.frozen_bytes,
+            weights_bytes: match device {
+                PassDevice::Host { .. } => self.frozen_bytes - self.mapped_tables_bytes,
+                PassDevice::Device => self.frozen_bytes,
+            },
             trained_bytes,
             gradients_bytes: trained_bytes,
             moments_bytes: 2 * trained_bytes,

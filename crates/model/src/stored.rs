@@ -96,6 +96,12 @@ impl Stored {
             .map(|entry| entry.shape.as_slice())
     }
 
+    /// The type a tensor is stored in, if it is one that weights have.
+    pub fn dtype(&self, name: &str) -> Option<DType> {
+        let (file, stored) = self.tensors.get(name)?;
+        self.files[*file].entry(stored)?.float()
+    }
+
     /// Whether a tensor is there.
     ///
     /// # Errors
