@@ -23,6 +23,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Kind, ModelConfig};
 use crate::error::ModelError;
 use crate::head::{self, HeadOptions, Pooling};
+use crate::lora::BiasMode;
 use crate::matching;
 use crate::model::{ModelOptions, reachable};
 use crate::recompute::Recompute;
@@ -116,6 +117,8 @@ pub struct MemoryModel {
     /// Of the frozen weights and the activations.
     dtype: DType,
     dropout: bool,
+    /// Whether pairs are DoRA's.
+    dora: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -143,8 +146,9 @@ struct Block {
     norms_query: bool,
     /// Ranks of the pairs together.
     ranks: u64,
-    /// Inputs of the pairs together.
+    /// Inputs of the pairs together, and outputs.
     adapted_inputs: u64,
+    adapted_outputs: u64,
     /// Whether anything in the block or before it is trained.
     tracked: bool,
     /// Whether anything before the block is trained.
@@ -183,8 +187,14 @@ impl MemoryModel {
         let layers = config.layers;
         let mut ranks = vec![0u64; layers];
         let mut adapted_inputs = vec![0u64; layers];
+        let mut adapted_outputs = vec![0u64; layers];
+        let lora = options.lora.as_ref();
+        let dora = lora.is_some_and(|lora| lora.use_dora);
+        let biases = lora.map_or(BiasMode::None, |lora| lora.bias);
+        let tokens = lora.map_or(0, |lora| lora.trained_tokens.len() as u64);
+        trained_parameters += tokens * config.hidden as u64;
         let mut trained_in = vec![false; layers];
-        let mut trained_before = options.fusion.is_some();
+        let mut trained_before = options.fusion.is_some() || tokens > 0;
         for module in &modules {
             let trained = matching::saved(&saved, &module.path);
             let layer = layer_of(&module.path).filter(|&layer| layer < layers);
@@ -214,11 +224,29 @@ impl MemoryModel {
                 if let Some(layer) = layer {
                     ranks[layer] += pair.rank as u64;
                     adapted_inputs[layer] += inputs;
+                    adapted_outputs[layer] += module.shape[0] as u64;
+                }
+                if dora {
+                    trained_parameters += module.shape[0] as u64;
                 }
             }
+            let trained_bias = module.bias
+                && !trained
+                && match biases {
+                    BiasMode::None => false,
+                    BiasMode::LoraOnly => pair.is_some(),
+                    BiasMode::All => true,
+                };
+            if trained_bias {
+                trained_parameters += module.shape[0] as u64;
+            }
+            let trained = trained || trained_bias;
             match layer {
                 Some(layer) => trained_in[layer] |= trained || pair.is_some(),
-                None => trained_before |= trained && module.role != Role::Linear,
+                None => {
+                    let behind = module.role == Role::Linear || module.path.ends_with("norm");
+                    trained_before |= (trained || pair.is_some()) && !behind;
+                }
             }
         }
         let (key, head_dim, gated, norms_query) = match &config.kind {
@@ -245,6 +273,7 @@ impl MemoryModel {
                     norms_query,
                     ranks: ranks[layer],
                     adapted_inputs: adapted_inputs[layer],
+                    adapted_outputs: adapted_outputs[layer],
                     tracked,
                     input_tracked,
                 }
@@ -270,7 +299,8 @@ impl MemoryModel {
                 },
             },
             dtype,
-            dropout: options.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0),
+            dropout: lora.is_some_and(|lora| lora.dropout > 0.0),
+            dora,
         })
     }
 
@@ -413,6 +443,14 @@ impl Count<'_> {
                 // A mask and the product with it, of each adapted module's input.
                 early += 2 * block.adapted_inputs;
             }
+        }
+        if self.model.dora {
+            // What is multiplied by the magnitudes; with dropout what is dropped and what is not.
+            late += block.adapted_outputs;
+            late += match self.model.dropout {
+                true => 2 * block.adapted_inputs,
+                false => 0,
+            };
         }
         let mut bytes = element * (positions * early + selected * late);
         bytes += F32 * (positions * heads + selected * block.ranks);
