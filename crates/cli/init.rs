@@ -1,7 +1,7 @@
 //! `calor init`: a recipe of the project as the beginning of one's own.
 
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use calor_train::recipe::Recipe;
 
@@ -35,6 +35,9 @@ built_in!(
     "chest-xray",
     "spoken-digits",
     "multimodal-synthetic",
+    "bc5cdr-entities",
+    "mts-dialog-section",
+    "mts-dialog-note",
 );
 
 /// Which recipe, and what becomes of it.
@@ -93,13 +96,19 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     eprintln!("{} is written.", path.display());
 
     let recipe = Recipe::load(&path, &[])?;
-    if !recipe.cohort.path.exists() {
+    let text = &recipe.text;
+    let files = [&text.train, &text.tuning, &text.held_out];
+    let needed: Vec<&Path> = match text.is_used() {
+        true => files.into_iter().flatten().map(PathBuf::as_path).collect(),
+        false => vec![&recipe.cohort.path],
+    };
+    if let Some(missing) = needed.into_iter().find(|path| !path.exists()) {
         let about = match recipe.cohort.synth {
             Some(_) => "Its cohort is made when it is first checked or trained.".to_owned(),
             None => format!(
-                "Its cohort is not there yet: {}\nThe comments at its top say where it comes from; \
-                 an editor or --set cohort.path=… names another.",
-                recipe.cohort.path.display()
+                "Its data is not there yet: {}\nThe comments at its top say where it comes from; \
+                 an editor or --set names another.",
+                missing.display()
             ),
         };
         eprintln!(

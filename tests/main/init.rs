@@ -88,7 +88,7 @@ fn a_copy_is_edited_where_it_stands_and_checked() {
     );
     let elsewhere = workplace.run(["init", "nafld-death"]).done();
     assert!(
-        elsewhere.stderr.contains("cohort is not there yet"),
+        elsewhere.stderr.contains("data is not there yet"),
         "{}",
         elsewhere.stderr
     );
