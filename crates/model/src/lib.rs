@@ -3,8 +3,10 @@
 //! A [`Checkpoint`] is opened and checked against its architecture before any weight is read, then
 //! becomes a [`Model`] on a device: a frozen backbone of one of two families, decoders (Llama,
 //! SmolLM2, Mistral, Qwen2, Qwen3) and encoders (BERT, MiniLM, RoBERTa), a LoRA adapter that works
-//! on activations, and a head. Images, signals, series, feature vectors and speech join the tokens
-//! as soft tokens, through encoders of their own. Adapters are read and written as PEFT does.
+//! on activations (with DoRA, PiSSA, pairs on the token embedding, trained tokens and biases), and a
+//! head. Images, signals, series, feature vectors and speech join the tokens
+//! as soft tokens, through encoders of their own. Adapters are read and written as PEFT does, and
+//! [`merge`]d into their checkpoint or with each other.
 //! [`parity`] compares a model with stored results of Transformers.
 //!
 //! This crate knows no patients and no files but checkpoints, adapters and references. Hot

@@ -61,7 +61,8 @@ impl Fold<'_> {
                 let tolerated = unused.contains(name);
                 let change = self.changes.get(&canonical);
                 // Heads of other tasks have no place in the class that the adapter is for.
-                if classifier && tolerated && change.is_none() {
+                let other_head = tolerated || canonical == "lm_head.weight";
+                if classifier && other_head && change.is_none() {
                     continue;
                 }
                 let new_name = match classifier {

@@ -85,6 +85,9 @@ fn every_key_is_documented_and_every_documented_key_exists() {
         &[
             "model.revision=main",
             "cohort.synth={}",
+            "adapter.targets=[\"query\"]",
+            "adapter.layers_to_transform=[0]",
+            "train.lora_plus_ratio=4",
             "train.max_steps=1",
             "train.schedule.warmup_steps=2",
             "train.schedule.kind=wsd",
