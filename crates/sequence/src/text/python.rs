@@ -1,7 +1,9 @@
 //! What chat templates expect of Python: how values are printed, methods of text and mappings,
 //! `json.dumps` and `strftime`.
 
-use minijinja::value::{ValueKind, from_args};
+use std::sync::Arc;
+
+use minijinja::value::{Enumerator, Object, ObjectRepr, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, Output, State, Value as Jinja, escape_formatter};
 use serde_json::Value;
 
@@ -28,6 +30,40 @@ const WEEKDAYS: [&str; 7] = [
     "Friday",
     "Saturday",
 ];
+
+/// A mapping that keeps the order of its keys, as Python's do.
+#[derive(Debug)]
+struct Ordered(Vec<(String, Jinja)>);
+
+impl Object for Ordered {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Map
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Jinja) -> Option<Jinja> {
+        let key = key.as_str()?;
+        let found = self.0.iter().find(|(name, _)| name == key);
+        found.map(|(_, value)| value.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        let keys = self.0.iter().map(|(name, _)| Jinja::from(name.as_str()));
+        Enumerator::Values(keys.collect())
+    }
+}
+
+/// JSON as a template sees it.
+pub(super) fn value(json: &Value) -> Jinja {
+    match json {
+        Value::Array(values) => values.iter().map(value).collect(),
+        Value::Object(entries) => {
+            let entries = entries.iter();
+            let entries = entries.map(|(key, found)| (key.clone(), value(found)));
+            Jinja::from_object(Ordered(entries.collect()))
+        }
+        plain => Jinja::from_serialize(plain),
+    }
+}
 
 /// Prints as Python does: `None`, `True` and `False`.
 pub(super) fn print(output: &mut Output, state: &State, value: &Jinja) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! Chat templates of checkpoints: Jinja as Transformers runs it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use minijinja::value::{Kwargs, Rest};
@@ -125,14 +126,16 @@ impl ChatTemplate {
         messages: &[Value],
         add_generation_prompt: bool,
     ) -> Result<String, String> {
-        let mut context = self.special_tokens.clone();
-        context.insert("messages".to_owned(), messages.into());
-        context.insert("tools".to_owned(), Value::Null);
-        context.insert("documents".to_owned(), Value::Null);
-        context.insert(
-            "add_generation_prompt".to_owned(),
-            add_generation_prompt.into(),
-        );
+        let special_tokens = self.special_tokens.iter();
+        let mut context: BTreeMap<&str, Jinja> = special_tokens
+            .map(|(name, token)| (name.as_str(), python::value(token)))
+            .collect();
+        context.extend([
+            ("messages", messages.iter().map(python::value).collect()),
+            ("tools", Jinja::from(())),
+            ("documents", Jinja::from(())),
+            ("add_generation_prompt", add_generation_prompt.into()),
+        ]);
         self.environment
             .render_named_str(NAME, &self.source, context)
             .map_err(|error| {
