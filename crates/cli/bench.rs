@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use calor_meter::EnergyOptions;
-use calor_model::{LoraOptions, Recompute, RecomputedBlocks};
+use calor_model::{LoraOptions, Quantization, Recompute, RecomputedBlocks};
 use calor_train::recipe::Dtype;
 use calor_train::{BenchTask, StepBenchOptions, StepBenchReport, step_bench};
 use clap::ValueEnum;
@@ -76,6 +76,9 @@ pub struct Step {
     /// Keeps the inputs of those blocks in the host's memory
     #[arg(long)]
     offload: bool,
+    /// Bits of the backbone's frozen linear layers
+    #[arg(long, value_enum, default_value_t = Bits::None)]
+    quantization: Bits,
     #[command(flatten)]
     device: DeviceArgument,
     /// Prints JSON
@@ -108,6 +111,19 @@ fn recomputed_blocks(text: &str) -> Result<RecomputedBlocks, String> {
             _ => Err("is none of `none`, `all` and the whole numbers from 1".to_owned()),
         },
     }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Bits {
+    /// Those of their type, or of the checkpoint
+    None,
+    /// 8, a scale an output channel
+    Int8,
+    /// 4, with scales in 8 bits
+    Nf4,
+    /// 4, with scales in 32 bits
+    Nf4Single,
 }
 
 /// Runs the steps and prints what they took.
@@ -154,6 +170,12 @@ pub fn run(verb: &Verb) -> Result<Exit, Failure> {
             blocks: step.recompute,
             offload: step.offload,
         },
+        quantization: match step.quantization {
+            Bits::None => None,
+            Bits::Int8 => Some(Quantization::Int8),
+            Bits::Nf4 => Some(Quantization::Nf4 { double: true }),
+            Bits::Nf4Single => Some(Quantization::Nf4 { double: false }),
+        },
         energy: EnergyOptions::default(),
     };
     let report = step_bench(&options)?;
@@ -193,6 +215,7 @@ fn show(report: &StepBenchReport) -> String {
             number(report.tokens_per_s)
         ),
     ]);
+    table.row(["frozen weights".to_owned(), bytes(report.frozen_bytes)]);
     let energy = match report.energy_j_per_token.value() {
         Some(joules) => format!(
             "{} J/token ({}: {})",

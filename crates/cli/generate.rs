@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use calor_train::recipe::{ChatTemplateChoice, Dtype, TextSection};
-use calor_train::{Generated, Generator, GeneratorSource, Sampling, run_recipe};
+use calor_train::{Generated, Generator, GeneratorSource, Sampling, frozen_weights, run_recipe};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -133,6 +133,7 @@ fn open(arguments: &Arguments) -> Result<Generator, Failure> {
             checkpoint: &checkpoint,
             adapter: Some(arguments.adapter.as_deref().unwrap_or(&own)),
             dtype: recipe.model.dtype,
+            quantization: frozen_weights(&recipe.model).quantization,
             text,
             device,
         })?);
@@ -142,6 +143,7 @@ fn open(arguments: &Arguments) -> Result<Generator, Failure> {
         checkpoint: &checkpoint,
         adapter: arguments.adapter.as_deref(),
         dtype: Dtype::F32,
+        quantization: None,
         text: TextSection::default(),
         device,
     })?)

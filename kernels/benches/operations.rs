@@ -3,8 +3,8 @@
 
 use std::hint::black_box;
 
-use burn::tensor::{Device, Distribution, Int, Tensor};
-use calor_kernels::{AttentionOptions, Lora, reference};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor};
+use calor_kernels::{AttentionOptions, HostWeight, Lora, Quantization, QuantizedWeight, reference};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 fn device() -> Device {
@@ -66,6 +66,50 @@ fn linear(criterion: &mut Criterion) {
                 ))
             });
         });
+    }
+    group.finish();
+}
+
+/// The linear layer with a weight in fewer bits, and what dequantising alone takes.
+fn quantized(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("quantized_linear");
+    group.sample_size(20);
+    for (tokens, inputs, outputs) in [(512, 576, 1536), (32, 576, 1536), (4096, 384, 384)] {
+        let x = random([1, tokens, inputs]).require_grad();
+        let weight = random([outputs, inputs]).inner();
+        let lora = lora(inputs, outputs);
+        let name = format!("{tokens}x{inputs}x{outputs}");
+        group.bench_function(format!("dense/{name}"), |b| {
+            b.iter(|| {
+                backward(calor_kernels::lora_linear(
+                    x.clone(),
+                    weight.clone(),
+                    None,
+                    Some(&lora),
+                ))
+            });
+        });
+        let values = weight.into_data().try_into_vec::<f32>().expect("f32");
+        for (kind, quantization) in [
+            ("int8", Quantization::Int8),
+            ("nf4", Quantization::Nf4 { double: true }),
+        ] {
+            let host = HostWeight::quantize(&values, inputs, quantization);
+            let weight = QuantizedWeight::new(host, [outputs, inputs], &device());
+            group.bench_function(format!("{kind}/{name}"), |b| {
+                b.iter(|| {
+                    backward(calor_kernels::quantized_linear(
+                        x.clone(),
+                        &weight,
+                        None,
+                        Some(&lora),
+                    ))
+                });
+            });
+            group.bench_function(format!("{kind}-dequantise/{name}"), |b| {
+                b.iter(|| black_box(weight.dequantize(DType::F32)));
+            });
+        }
     }
     group.finish();
 }
@@ -169,5 +213,12 @@ fn cross_entropy(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, linear, attention, pointwise, cross_entropy);
+criterion_group!(
+    benches,
+    linear,
+    quantized,
+    attention,
+    pointwise,
+    cross_entropy
+);
 criterion_main!(benches);

@@ -17,6 +17,7 @@ mod cpu;
 mod cross_entropy;
 mod lora_linear;
 mod normalization;
+mod quantized;
 mod recompute;
 mod rotary;
 
@@ -25,6 +26,9 @@ pub use attention::{AttentionOptions, attention};
 pub use cross_entropy::{IGNORED_TARGET, fuses_cross_entropy, linear_cross_entropy};
 pub use lora_linear::{Lora, dropout, dropout_keeps, lora_linear};
 pub use normalization::{layer_norm, rms_norm};
+pub use quantized::{
+    BlockScales, HostWeight, NF4, Quantization, QuantizedWeight, quantized_linear,
+};
 pub use recompute::{AnyTensor, KeptOn, Segment, SegmentGradients, Wanted, recompute};
 pub use rotary::rotary;
 
@@ -35,6 +39,7 @@ pub mod reference {
     pub use crate::cross_entropy::reference::linear_cross_entropy;
     pub use crate::lora_linear::reference::lora_linear;
     pub use crate::normalization::reference::{layer_norm, rms_norm};
+    pub use crate::quantized::reference::{dequantize, quantized_linear};
     pub use crate::rotary::reference::rotary;
 }
 

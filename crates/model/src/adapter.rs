@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::adapter_config::AdapterConfig;
 use crate::adapter_file::{
@@ -16,7 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
 use crate::head;
 use crate::lora::{LoraOptions, Plan};
-use crate::model::{Model, ModelOptions};
+use crate::model::{FrozenWeights, Model, ModelOptions};
 use crate::parameter::{ParameterGroup, ParameterVisitor, peft_key};
 use crate::pissa::Starts;
 use crate::weights::TensorFile;
@@ -41,9 +41,10 @@ impl Model {
     pub fn load_with_adapter(
         checkpoint: &Checkpoint,
         adapter_dir: &Path,
-        dtype: FloatDType,
+        frozen: impl Into<FrozenWeights>,
         device: &Device,
     ) -> Result<Model, ModelError> {
+        let frozen = frozen.into();
         let adapter = AdapterConfig::read(adapter_dir)?;
         let weights = TensorFile::open(&adapter_dir.join(WEIGHTS))?;
         let head = head_of(adapter_dir, &adapter, &weights, checkpoint)?;
@@ -57,7 +58,8 @@ impl Model {
             head_hidden,
             fusion,
             seed: 0,
-            dtype,
+            dtype: frozen.dtype,
+            quantization: frozen.quantization,
         };
         let config = checkpoint.config();
         let class = head.class(config)?;

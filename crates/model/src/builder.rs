@@ -3,7 +3,10 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use calor_kernels::{HostWeight, Quantization, QuantizedWeight};
+
 use crate::architecture::ModuleSpec;
+use crate::bitsandbytes;
 use crate::dora::Dora;
 use crate::embedding::{EmbeddingPair, TokenEmbedding, TrainedRows};
 use crate::error::ModelError;
@@ -15,6 +18,7 @@ use crate::parameter::{Parameter, ParameterKind};
 use crate::pissa::Start;
 use crate::random::Stream;
 use crate::stored::Stored;
+use crate::weight::{QuantizedParameter, Weight};
 use crate::weights::TensorFile;
 
 pub(crate) struct Builder<'a> {
@@ -29,6 +33,8 @@ pub(crate) struct Builder<'a> {
     /// Tokens whose embeddings are trained, and nothing else of the embedding.
     pub trained_tokens: Vec<u32>,
     pub dtype: DType,
+    /// In how many bits frozen linear layers are kept; as they are stored, without.
+    pub quantization: Option<Quantization>,
     pub seed: u64,
     /// An adapter that was saved from pairs with a start, to take the start from.
     pub starts: Option<TensorFile>,
@@ -40,7 +46,7 @@ impl Builder<'_> {
     pub fn linear(&self, name: &str, bias: bool) -> Result<Linear, ModelError> {
         let path = self.path(name);
         Linear {
-            weight: self.read(name, &path, "weight")?,
+            weight: self.weight(name, &path)?,
             bias: match bias {
                 true => Some(self.read(name, &path, "bias")?),
                 false => None,
@@ -48,6 +54,43 @@ impl Builder<'_> {
             lora: None,
         }
         .with_pair(self, &path)
+    }
+
+    /// The weight of a linear module: quantised where it is frozen and either the checkpoint has it
+    /// so or `quantization` asks for it, one weight at a time.
+    fn weight(&self, name: &str, path: &str) -> Result<Weight, ModelError> {
+        let stored_name = format!("{name}.weight");
+        let full_name = format!("{path}.weight");
+        let kind = self.kind(path);
+        let frozen = kind == ParameterKind::Frozen;
+        if let Some((host, shape)) = bitsandbytes::read(self.stored, name)? {
+            if frozen {
+                return Ok(self.quantized(full_name, host, shape));
+            }
+            let values = host.dequantize(shape[0] * shape[1], shape[1]);
+            let values = TensorData::new(values, shape);
+            let values = Tensor::from_data(values, (self.device, DType::F32));
+            return Ok(Parameter::new(full_name, values, kind).into());
+        }
+        let Some(quantization) = self.quantization.filter(|_| frozen) else {
+            return Ok(self.read(name, path, "weight")?.into());
+        };
+        let values = self.stored.floats(&stored_name)?;
+        if !values.iter().all(|value| value.is_finite()) {
+            let message = "holds numbers that are not finite, which cannot be quantised";
+            return Err(self.stored.wrong(&stored_name, message));
+        }
+        let shape = self.stored.shape(&stored_name).unwrap_or_default();
+        let shape = [shape[0], shape[1]];
+        let host = HostWeight::quantize(&values, shape[1], quantization);
+        Ok(self.quantized(full_name, host, shape))
+    }
+
+    fn quantized(&self, name: String, host: HostWeight, shape: [usize; 2]) -> Weight {
+        Weight::Quantized(QuantizedParameter {
+            name,
+            weight: Box::new(QuantizedWeight::new(host, shape, self.device)),
+        })
     }
 
     /// A convolution as the linear layer it is on unfolded input: its weight of `R` dimensions
@@ -60,9 +103,11 @@ impl Builder<'_> {
     ) -> Result<Linear, ModelError> {
         let path = self.path(name);
         Ok(Linear {
-            weight: self.read_as(name, &path, "weight", |weight: Tensor<R>| {
-                weight.reshape(shape)
-            })?,
+            weight: self
+                .read_as(name, &path, "weight", |weight: Tensor<R>| {
+                    weight.reshape(shape)
+                })?
+                .into(),
             bias: match bias {
                 true => Some(self.read(name, &path, "bias")?),
                 false => None,
@@ -114,7 +159,7 @@ impl Builder<'_> {
             Ok(Parameter::new(name, value, kind))
         }
         Ok(Linear {
-            weight: read(self, format!("{}.weight", spec.path), kind)?,
+            weight: read::<2>(self, format!("{}.weight", spec.path), kind)?.into(),
             bias: match spec.bias {
                 true => Some(read(self, format!("{}.bias", spec.path), kind)?),
                 false => None,
@@ -209,7 +254,7 @@ impl Builder<'_> {
             }
         };
         let head = Linear {
-            weight,
+            weight: weight.into(),
             bias: None,
             lora: None,
         };
@@ -278,8 +323,10 @@ impl Builder<'_> {
     /// Draws a new module's weights with another deviation.
     pub fn redraw(&self, linear: &mut Linear, deviation: f64) {
         let factor = deviation / self.initializer_range;
-        let weight = linear.weight.tensor.clone().inner().mul_scalar(factor);
-        linear.weight = Parameter::new(linear.weight.name.clone(), weight, linear.weight.kind);
+        if let Weight::Dense(weight) = &mut linear.weight {
+            let redrawn = weight.tensor.clone().inner().mul_scalar(factor);
+            *weight = Parameter::new(weight.name.clone(), redrawn, weight.kind);
+        }
     }
 
     /// New weights as Transformers draws them: normal with `initializer_range`, biases zero.
@@ -295,7 +342,7 @@ impl Builder<'_> {
         let data = TensorData::new(values, shape);
         let tensor = Tensor::<2>::from_data(data, (self.device, DType::F32)).cast(dtype);
         Linear {
-            weight: Parameter::new(weight, tensor, kind),
+            weight: Parameter::new(weight, tensor, kind).into(),
             bias: spec.bias.then(|| {
                 Parameter::new(
                     format!("{path}.bias"),
@@ -309,13 +356,8 @@ impl Builder<'_> {
 
     /// The pair of a module: `A` uniform as PEFT draws it (Kaiming with a = √5, which is
     /// `±1/√in`), `B` zero; or the weight's largest singular vectors, which the weight then lacks.
-    fn pair(
-        &self,
-        path: &str,
-        pair: &Pair,
-        weight: &mut Parameter<2>,
-    ) -> Result<LowRank, ModelError> {
-        let [output, input] = weight.tensor.dims();
+    fn pair(&self, path: &str, pair: &Pair, weight: &mut Weight) -> Result<LowRank, ModelError> {
+        let [output, input] = weight.dims();
         let name = format!("{path}.lora_A.weight");
         let mut start = None;
         let (a, b) = if pair.init == PairInit::Default {
@@ -327,6 +369,12 @@ impl Builder<'_> {
                 Tensor::zeros([output, pair.rank], (self.device, DType::F32)),
             )
         } else {
+            let Weight::Dense(weight) = weight else {
+                return Err(ModelError::options(format!(
+                    "`{path}` is kept in 8 or 4 bits, and PiSSA takes singular vectors out of the \
+                     weight itself; use another `init`, or keep the base as it is"
+                )));
+            };
             let whole = weight.tensor.clone().inner();
             let saved = self.starts.as_ref();
             let found = Start::new(path, &whole, pair, self.seed, saved, self.device)?;
@@ -345,7 +393,7 @@ impl Builder<'_> {
         let b = Parameter::new(format!("{path}.lora_B.weight"), b, ParameterKind::Adapter);
         let dora = pair
             .dora
-            .then(|| Dora::new(path, &weight.tensor, [&a, &b], pair.scaling));
+            .then(|| Dora::new(path, &weight.stored_values(), [&a, &b], pair.scaling));
         Ok(LowRank {
             a,
             b,

@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use crate::architecture::{self, ModuleSpec};
+use crate::architecture::{self, ModuleSpec, Role};
+use crate::bitsandbytes;
 use crate::config::{Family, Kind, ModelConfig};
 use crate::error::ModelError;
 use crate::stored::Stored;
@@ -122,7 +123,14 @@ impl Checkpoint {
                         .architectures
                         .iter()
                         .any(|class| class.ends_with("ForCausalLM"));
-                self.check_module(&architecture::lm_head(&self.config), required, &mut used)?;
+                let output_layer = architecture::lm_head(&self.config);
+                if bitsandbytes::is_quantized(&self.stored, &output_layer.path) {
+                    let weight = format!("{}.weight", output_layer.path);
+                    let message = "is quantised; that is read of all linear layers but the output \
+                                   layer, which bitsandbytes leaves alone unless it is told not to";
+                    return Err(self.stored.wrong(&weight, message));
+                }
+                self.check_module(&output_layer, required, &mut used)?;
             }
         }
         self.stored.unused(&used, |name| self.tolerated(name))
@@ -135,13 +143,23 @@ impl Checkpoint {
         used: &mut BTreeSet<String>,
     ) -> Result<(), ModelError> {
         let present = module.tensors().any(|(name, _)| self.has(&name));
+        let mut quantized = None;
+        if let (Role::Linear, &[output, input]) = (module.role, module.shape.as_slice()) {
+            quantized = bitsandbytes::check(&self.stored, &module.path, [output, input])?;
+        }
         for (name, expected) in module.tensors() {
+            if let Some(names) = &quantized
+                && names.contains(&name)
+            {
+                continue;
+            }
             if self.stored.check(&name, &expected)? {
                 used.insert(name);
             } else if required || present {
                 return Err(self.missing(&name, expected));
             }
         }
+        used.extend(quantized.into_iter().flatten());
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use calor_kernels::Quantization;
 use serde::Serialize;
 
 use crate::error::ModelError;
@@ -52,6 +53,8 @@ pub struct ModelConfig {
     pub(crate) norm_epsilon: f64,
     pub(crate) initializer_range: f64,
     pub(crate) pad_token_id: Option<u32>,
+    /// How the linear layers are stored, where not as floats.
+    pub(crate) quantization: Option<Quantization>,
     pub(crate) kind: Kind,
 }
 
@@ -158,6 +161,11 @@ impl ModelConfig {
     /// The padding token, where the configuration names one.
     pub fn pad_token_id(&self) -> Option<u32> {
         self.pad_token_id
+    }
+
+    /// How the checkpoint's linear layers are stored, where not as floats.
+    pub fn stored_quantization(&self) -> Option<Quantization> {
+        self.quantization
     }
 
     pub(crate) fn query_width(&self) -> usize {

@@ -26,7 +26,7 @@ impl Keys<'_> {
                 ));
             }
         };
-        self.not_quantized()?;
+        let quantization = self.quantization()?;
         let hidden = self.required("hidden_size")?;
         let heads = self.required("num_attention_heads")?;
         let layers = self.layers("num_hidden_layers", None)?;
@@ -48,6 +48,7 @@ impl Keys<'_> {
             },
             initializer_range: self.number("initializer_range")?.unwrap_or(0.02),
             pad_token_id: self.pad_token_id(model_type)?,
+            quantization,
             kind: Kind::Encoder(EncoderConfig {
                 token_types: 0,
                 activation: Activation::Gelu,

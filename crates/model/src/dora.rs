@@ -2,7 +2,7 @@
 //! PEFT's treatment of the bias, of dropout and of the norm.
 
 use burn::tensor::{DType, Tensor};
-use calor_kernels::{Lora, lora_linear};
+use calor_kernels::Lora;
 
 use crate::linear::LowRank;
 use crate::parameter::{Parameter, ParameterKind};
@@ -52,17 +52,18 @@ impl Dora {
 /// `bias + W x + (scale − 1) ∘ W d(x) + scale ∘ s·B·A·d(x)`, here as
 /// `bias + W (x − d(x)) + scale ∘ (W d(x) + s·B·A·d(x))`, two products with the weight as there.
 ///
-/// input `[batch, seq, in]`, weight `[out, in]`, bias and scale `[out]`; returns `[batch, seq, out]`.
+/// input `[batch, seq, in]`, bias and scale `[out]`; returns `[batch, seq, out]`. `product` multiplies
+/// with the weight and adds what it is given.
 pub(crate) fn forward(
     input: Tensor<3>,
-    weight: Tensor<2>,
+    product: impl Fn(Tensor<3>, Option<Tensor<1>>, Option<&Lora>) -> Tensor<3>,
     bias: Option<Tensor<1>>,
     lora: &Lora,
     scale: Tensor<1>,
 ) -> Tensor<3> {
     let scale = scale.cast(input.dtype()).unsqueeze::<3>();
     if lora.dropout == 0.0 {
-        let scaled = lora_linear(input, weight, None, Some(lora)) * scale;
+        let scaled = product(input, None, Some(lora)) * scale;
         return match bias {
             Some(bias) => scaled + bias.unsqueeze::<3>(),
             None => scaled,
@@ -73,8 +74,8 @@ pub(crate) fn forward(
         dropout: 0.0,
         ..lora.clone()
     };
-    let rest = lora_linear(input - dropped.clone(), weight.clone(), bias, None);
-    rest + lora_linear(dropped, weight, None, Some(&undropped)) * scale
+    let rest = product(input - dropped.clone(), bias, None);
+    rest + product(dropped, None, Some(&undropped)) * scale
 }
 
 /// Norms of the rows of `W + s·B·A`, `[out]`, f32, without that matrix:
@@ -131,6 +132,7 @@ fn over_rows(weight: &Tensor<2>, rows: impl Fn(Tensor<2>) -> Tensor<2>) -> Tenso
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, TensorData};
+    use calor_kernels::lora_linear;
 
     use super::*;
     use crate::random::Stream;
@@ -157,7 +159,7 @@ mod tests {
         let scale = Tensor::<1>::from_floats([0.9, 1.2, 1.0, 0.5], &device);
         let found = forward(
             input.clone(),
-            weight.clone(),
+            |input, bias, lora| lora_linear(input, weight.clone(), bias, lora),
             Some(bias.clone()),
             &lora,
             scale.clone(),

@@ -4,8 +4,9 @@
 //! becomes a [`Model`] on a device: a frozen backbone of one of two families, decoders (Llama,
 //! SmolLM2, Mistral, Qwen2, Qwen3) and encoders (BERT, MiniLM, RoBERTa), a LoRA adapter that works
 //! on activations (with DoRA, PiSSA, pairs on the token embedding, trained tokens and biases), and a
-//! head. Images, signals, series, feature vectors and speech join the tokens
-//! as soft tokens, through encoders of their own. Adapters are read and written as PEFT does, and
+//! head. Images, signals, series, feature vectors and speech join the tokens as soft tokens, through
+//! encoders of their own. Frozen linear layers may be kept in 8 or 4 bits, quantised while they are
+//! read or as bitsandbytes has stored them. Adapters are read and written as PEFT does, and
 //! [`merge`]d into their checkpoint or with each other.
 //! [`parity`] compares a model with stored results of Transformers.
 //!
@@ -20,6 +21,7 @@ mod adapter_file;
 mod affine;
 mod architecture;
 mod attention;
+mod bitsandbytes;
 mod builder;
 mod cache;
 mod checkpoint;
@@ -59,10 +61,12 @@ mod start;
 mod stored;
 mod tokens;
 mod towers;
+mod weight;
 mod weights;
 
 pub use adapter_config::AdapterConfig;
 pub use cache::KeyValueCache;
+pub use calor_kernels::Quantization;
 pub use checkpoint::Checkpoint;
 pub use combine::{Combination, Weighted};
 pub use config::{Family, ModelConfig, ModelType};
@@ -77,7 +81,7 @@ pub use lora::{BiasMode, LoraOptions, PairInit, Targets};
 pub use matching::{Patterned, Patterns};
 pub use memory::{MemoryModel, PassDevice, PassShape, TrainingMemory};
 pub use merged::{Agreement, MergeOptions, Merged, merge};
-pub use model::{Model, ModelOptions, ModelSize};
+pub use model::{FrozenWeights, Model, ModelOptions, ModelSize};
 pub use parameter::{ParameterGroup, ParameterVisitor};
 pub use portable::{Restriction, restrictions};
 pub use recompute::{Recompute, RecomputedBlocks};

@@ -1,18 +1,19 @@
 //! A linear layer with an optional low-rank pair.
 
-use burn::tensor::Tensor;
-use calor_kernels::{Lora, lora_linear};
+use burn::tensor::{DType, Tensor};
+use calor_kernels::{Lora, lora_linear, quantized_linear};
 
 use crate::dora::{self, Dora};
 use crate::parameter::{Parameter, Visit};
 use crate::random;
 use crate::run::Mode;
+use crate::weight::Weight;
 
 /// `y = x Wᵀ + b`, plus the pair's `scaling · (x Aᵀ) Bᵀ`.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
     /// `[out, in]`
-    pub weight: Parameter<2>,
+    pub weight: Weight,
     /// `[out]`
     pub bias: Option<Parameter<1>>,
     pub lora: Option<LowRank>,
@@ -35,12 +36,36 @@ pub(crate) struct LowRank {
 impl Linear {
     /// input `[batch, seq, in]`, returns `[batch, seq, out]`
     pub fn forward(&self, input: Tensor<3>, mode: Mode) -> Tensor<3> {
-        self.forward_with(input, &self.weight, mode)
+        match &self.weight {
+            Weight::Dense(weight) => self.forward_with(input, weight, mode),
+            Weight::Quantized(quantized) => self.adapted(
+                input,
+                mode,
+                || quantized.weight.dequantize(DType::F32),
+                |input, bias, lora| quantized_linear(input, &quantized.weight, bias, lora),
+            ),
+        }
     }
 
     /// As [`Linear::forward`] with another weight: the token embedding, for tied output layers.
     pub fn forward_with(&self, input: Tensor<3>, weight: &Parameter<2>, mode: Mode) -> Tensor<3> {
-        let dtype = input.dtype();
+        let stored = weight.matching(input.dtype());
+        self.adapted(
+            input,
+            mode,
+            || weight.tensor.clone(),
+            |input, bias, lora| lora_linear(input, stored.clone(), bias, lora),
+        )
+    }
+
+    /// `product` multiplies with the weight whose `values` are `[out, in]`, and adds bias and pair.
+    fn adapted(
+        &self,
+        input: Tensor<3>,
+        mode: Mode,
+        values: impl Fn() -> Tensor<2>,
+        product: impl Fn(Tensor<3>, Option<Tensor<1>>, Option<&Lora>) -> Tensor<3>,
+    ) -> Tensor<3> {
         let lora = self.lora.as_ref().map(|pair| Lora {
             a: pair.a.tensor.clone(),
             b: pair.b.tensor.clone(),
@@ -54,18 +79,19 @@ impl Linear {
                 Mode::Infer => 0,
             },
         });
+        let dtype = input.dtype();
         let bias = self.bias.as_ref().map(|bias| bias.matching(dtype));
         if let (Some(pair), Some(lora)) = (&self.lora, &lora)
             && let Some(dora) = &pair.dora
         {
-            let scale = dora.scale(pair, &weight.tensor);
-            return dora::forward(input, weight.matching(dtype), bias, lora, scale);
+            let scale = dora.scale(pair, &values());
+            return dora::forward(input, product, bias, lora, scale);
         }
-        lora_linear(input, weight.matching(dtype), bias, lora.as_ref())
+        product(input, bias, lora.as_ref())
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
-        visitor.visit(&mut self.weight);
+        self.weight.visit(visitor);
         self.visit_rest(visitor);
     }
 

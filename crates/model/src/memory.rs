@@ -16,6 +16,7 @@
 //! intermediate results of norms and activations, dropout masks.
 
 use burn::tensor::DType;
+use calor_kernels::Quantization;
 use serde::Serialize;
 
 use crate::architecture::{ModuleSpec, Role, TaskClass};
@@ -116,6 +117,8 @@ pub struct MemoryModel {
     output: Output,
     /// Of the frozen weights and the activations.
     dtype: DType,
+    /// Whether the weights of the blocks are: they are dequantised a few rows at a time.
+    quantized: bool,
     dropout: bool,
     /// Whether pairs are DoRA's.
     dora: bool,
@@ -181,6 +184,7 @@ impl MemoryModel {
             None => Default::default(),
         };
         let dtype = DType::from(options.dtype);
+        let quantization = config.stored_quantization().or(options.quantization);
         let tied = checkpoint.tied_embeddings()?;
         let (mut frozen_bytes, mut mapped_tables_bytes) = (0, 0);
         let mut trained_parameters = own_head(config, options);
@@ -201,21 +205,22 @@ impl MemoryModel {
             let pair = plan.get(&module.path);
             // A tied output layer is the embedding, and an unused pooler is not built.
             let shared = module.path == "lm_head" && tied && !trained;
-            let unused = module.path.ends_with("pooler.dense")
-                && pair.is_none()
-                && !trained
-                && class != TaskClass::SequenceClassifier;
+            let pooler = module.path.ends_with("pooler.dense");
+            let unused =
+                pooler && pair.is_none() && !trained && class != TaskClass::SequenceClassifier;
             if trained {
                 trained_parameters += elements(module);
             } else if !shared && !unused {
-                frozen_bytes += stored_bytes(module, dtype);
+                let quantized = quantization
+                    .filter(|_| module.role == Role::Linear && (layer.is_some() || pooler));
+                frozen_bytes += stored_bytes(module, dtype, quantized);
                 let name = format!("{}.weight", Checkpoint::canonical_name(&module.path));
                 let output = options.head == HeadOptions::CausalLm && tied;
                 if module.role == Role::Embedding
                     && !output
                     && checkpoint.stored.dtype(&name) == Some(dtype)
                 {
-                    mapped_tables_bytes += stored_bytes(module, dtype);
+                    mapped_tables_bytes += stored_bytes(module, dtype, None);
                 }
             }
             if let Some(pair) = pair {
@@ -299,6 +304,7 @@ impl MemoryModel {
                 },
             },
             dtype,
+            quantized: quantization.is_some(),
             dropout: lora.is_some_and(|lora| lora.dropout > 0.0),
             dora,
         })
@@ -550,8 +556,12 @@ impl Count<'_> {
         if selected < positions {
             bytes = bytes.max(positions * early);
         }
-        if half_on_host {
+        if half_on_host && !self.model.quantized {
             bytes += F32 * hidden * wide;
+        }
+        if self.plain() && self.model.quantized {
+            // Codes as numbers and values in f32 of the widest weight, as a whole.
+            bytes += 2 * F32 * hidden * wide;
         }
         if let PassDevice::Host { threads } = self.device {
             let seq = self.shape.seq as u64;
@@ -562,8 +572,18 @@ impl Count<'_> {
 }
 
 /// Bytes of a frozen module's tensors: the one place that knows how they are stored.
-fn stored_bytes(module: &ModuleSpec, dtype: DType) -> u64 {
-    elements(module) * dtype.size() as u64
+fn stored_bytes(module: &ModuleSpec, dtype: DType, quantization: Option<Quantization>) -> u64 {
+    match (quantization, module.shape.as_slice()) {
+        (Some(quantization), &[output, input]) => {
+            let bias = if module.bias {
+                output * dtype.size()
+            } else {
+                0
+            };
+            (quantization.bytes([output, input]) + bias) as u64
+        }
+        _ => elements(module) * dtype.size() as u64,
+    }
 }
 
 fn elements(module: &ModuleSpec) -> u64 {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
+use calor_kernels::Quantization;
 use serde::Serialize;
 
 use crate::adapter_file;
@@ -27,6 +28,7 @@ use crate::parameter::{
 };
 use crate::recompute::Recompute;
 use crate::run::{Mode, ModelInput, Run, Selection, mean_over_samples};
+use crate::weight::{QuantizedParameter, Weight};
 use crate::weights::TensorFile;
 
 /// How a checkpoint becomes a model.
@@ -47,6 +49,28 @@ pub struct ModelOptions {
     pub seed: u64,
     /// The frozen weights' type, and that of the activations. What is trained is always f32.
     pub dtype: FloatDType,
+    /// In how many bits the frozen weights of the backbone's linear layers are kept; the embeddings
+    /// and the head keep `dtype`, in which everything is computed. Without it they are kept as the
+    /// checkpoint has them.
+    pub quantization: Option<Quantization>,
+}
+
+/// How frozen weights are held: [`ModelOptions::dtype`] and [`ModelOptions::quantization`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FrozenWeights {
+    /// Their type, and that of the activations.
+    pub dtype: FloatDType,
+    /// Bits of the backbone's linear layers.
+    pub quantization: Option<Quantization>,
+}
+
+impl From<FloatDType> for FrozenWeights {
+    fn from(dtype: FloatDType) -> FrozenWeights {
+        FrozenWeights {
+            dtype,
+            quantization: None,
+        }
+    }
 }
 
 impl Default for ModelOptions {
@@ -58,6 +82,7 @@ impl Default for ModelOptions {
             fusion: None,
             seed: 0,
             dtype: FloatDType::F32,
+            quantization: None,
         }
     }
 }
@@ -107,6 +132,8 @@ pub struct ModelSize {
     pub attention_width: u64,
     /// Number of layers.
     pub layers: u64,
+    /// Bytes of all frozen weights as they are kept.
+    pub frozen_bytes: u64,
     /// Whether a token sees only what comes before it.
     pub causal: bool,
 }
@@ -189,6 +216,15 @@ impl Model {
         if let Some(fusion) = &options.fusion {
             fusion.check_numbers(config)?;
         }
+        if let (Some(stored), Some(asked)) = (config.quantization, options.quantization)
+            && std::mem::discriminant(&stored) != std::mem::discriminant(&asked)
+        {
+            return Err(ModelError::options(format!(
+                "{}: its weights are stored as {stored} and cannot become {asked}; leave the \
+                 quantisation to the checkpoint",
+                config.path.display()
+            )));
+        }
         let device = device.clone().inner();
         let lora = options.lora.as_ref();
         let builder = Builder {
@@ -200,6 +236,7 @@ impl Model {
             bias: lora.map_or(BiasMode::None, |lora| lora.bias),
             trained_tokens: lora.map_or_else(Vec::new, |lora| lora.trained_tokens.clone()),
             dtype: DType::from(options.dtype),
+            quantization: options.quantization,
             seed: options.seed,
             starts: starts.map(TensorFile::open).transpose()?,
             device: &device,
@@ -424,7 +461,9 @@ impl Model {
             if let Some(dora) = linear.lora.as_mut().and_then(|pair| pair.dora.as_mut()) {
                 dora.reweigh(&weight);
             }
-            linear.weight.tensor = weight;
+            if let Weight::Dense(parameter) = &mut linear.weight {
+                parameter.tensor = weight;
+            }
             *tied = false;
         }
     }
@@ -449,7 +488,10 @@ impl Model {
             (Head::CausalLm { linear, tied: true }, Backbone::Decoder(decoder)) => {
                 (linear, decoder.embedding.output_weight())
             }
-            (Head::CausalLm { linear, .. }, _) => (linear, linear.weight.clone()),
+            (Head::CausalLm { linear, .. }, _) => {
+                let weight = linear.weight.dense().cloned();
+                (linear, weight.expect("output layers are never quantised"))
+            }
             _ => panic!("the model was built without an output layer over the vocabulary"),
         }
     }
@@ -545,11 +587,20 @@ impl Model {
             size: ModelSize,
         }
         impl Visit for Count {
+            fn visit_quantized(&mut self, parameter: &mut QuantizedParameter) {
+                let [output, input] = parameter.weight.dims();
+                self.size.base_parameters += (output * input) as u64;
+                self.size.frozen_bytes += parameter.weight.bytes() as u64;
+            }
+
             fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>) {
                 let count = parameter.tensor.shape().num_elements() as u64;
                 let embedding = parameter.name.contains("embed");
                 let norm = D == 1;
                 let size = &mut self.size;
+                if parameter.kind == ParameterKind::Frozen {
+                    size.frozen_bytes += count * parameter.tensor.dtype().size() as u64;
+                }
                 *match parameter.kind {
                     // A second copy of numbers that the frozen weight and the pair hold.
                     ParameterKind::Start => return,
@@ -581,6 +632,7 @@ impl Model {
                 hidden: self.config.hidden as u64,
                 attention_width: self.config.query_width() as u64,
                 layers: self.config.layers as u64,
+                frozen_bytes: 0,
                 causal: self.config.family() == Family::Decoder,
             },
         };
@@ -589,6 +641,38 @@ impl Model {
             count.size.base_parameters += (self.config.vocab * self.config.hidden) as u64;
         }
         count.size
+    }
+
+    /// What a linear module multiplies with, by its path in the Transformers class: `[out, in]`, f32,
+    /// dequantised where it is kept in fewer bits, and without what an adapter adds.
+    pub fn linear_weight(&self, module: &str) -> Option<Tensor<2>> {
+        struct Find {
+            name: String,
+            found: Option<Tensor<2>>,
+        }
+        impl Visit for Find {
+            fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>) {
+                if let (true, &[output, input]) = (
+                    parameter.name == self.name,
+                    parameter.tensor.dims().as_slice(),
+                ) {
+                    let weight = parameter.tensor.clone().inner().cast(DType::F32);
+                    self.found = Some(weight.reshape([output, input]));
+                }
+            }
+
+            fn visit_quantized(&mut self, parameter: &mut QuantizedParameter) {
+                if parameter.name == self.name {
+                    self.found = Some(parameter.weight.dequantize(DType::F32));
+                }
+            }
+        }
+        let mut find = Find {
+            name: format!("{module}.weight"),
+            found: None,
+        };
+        self.clone().visit(&mut find);
+        find.found
     }
 
     /// Goes through every tensor, in the order of the Transformers class.

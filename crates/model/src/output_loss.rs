@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn loss_and_gradients_do_not_depend_on_the_chunks() {
         let linear = Linear {
-            weight: parameter("weight", [13, 6]),
+            weight: parameter("weight", [13, 6]).into(),
             bias: None,
             lora: Some(LowRank {
                 a: parameter("a", [2, 6]),
@@ -131,7 +131,7 @@ mod tests {
         let targets = Tensor::<1, Int>::from_ints([1, 12, -100, 4, 0, -100, 7], &Device::flex());
         let run = |tokens_a_chunk| {
             let mode = Mode::Train { dropout_seed: 1 };
-            let weight = &linear.weight;
+            let weight = linear.weight.dense().expect("given above");
             let (h, t) = (hidden.clone(), targets.clone());
             let loss = in_chunks(&linear, weight, h, t, mode, tokens_a_chunk);
             let found = loss.backward();

@@ -2,6 +2,8 @@
 
 use burn::tensor::Tensor;
 
+use crate::weight::QuantizedParameter;
+
 /// What a trainable tensor belongs to; each group may have a learning rate of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ParameterGroup {
@@ -73,6 +75,9 @@ impl<const D: usize> Parameter<D> {
 /// Goes through every tensor of the model, frozen ones included.
 pub(crate) trait Visit {
     fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>);
+
+    /// A quantised tensor: always frozen, and outside autodiff.
+    fn visit_quantized(&mut self, _parameter: &mut QuantizedParameter) {}
 }
 
 /// Key of a parameter in `adapter_model.safetensors`.

@@ -130,6 +130,61 @@ impl Stored {
         Ok(true)
     }
 
+    /// Checks that a tensor is there with this type, as the header spells it, and shape.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn expect(&self, name: &str, dtype: &str, shape: &[usize]) -> Result<(), ModelError> {
+        let (file, stored) = self.find(name, shape)?;
+        let entry = file.entry(stored).expect("listed from this file");
+        if entry.dtype != dtype || entry.shape != shape {
+            return Err(self.wrong(
+                name,
+                format!(
+                    "is {} {:?}, {dtype} {shape:?} is expected",
+                    entry.dtype, entry.shape
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Bytes of a tensor in its file.
+    pub fn byte_length(&self, name: &str) -> Result<usize, ModelError> {
+        let (file, stored) = self.find(name, &[])?;
+        Ok(file.entry(stored).map_or(0, |entry| entry.byte_length()))
+    }
+
+    /// A tensor's bytes, whatever its type.
+    pub fn bytes(&self, name: &str) -> Result<Vec<u8>, ModelError> {
+        let (file, stored) = self.find(name, &[])?;
+        file.raw(stored)
+    }
+
+    /// What is wrong with a tensor, under its name in its file.
+    pub fn wrong(&self, name: &str, message: impl Into<String>) -> ModelError {
+        let (path, stored) = match self.tensors.get(name) {
+            Some((file, stored)) => (self.files[*file].path(), stored.as_str()),
+            None => (self.path.as_path(), name),
+        };
+        ModelError::Tensor {
+            path: path.to_owned(),
+            tensor: stored.to_owned(),
+            message: message.into(),
+        }
+    }
+
+    fn find(&self, name: &str, expected: &[usize]) -> Result<(&TensorFile, &str), ModelError> {
+        match self.tensors.get(name) {
+            Some((file, stored)) => Ok((&self.files[*file], stored)),
+            None => Err(ModelError::MissingTensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                expected: expected.to_vec(),
+            }),
+        }
+    }
+
     /// Whether two tensors are equal; `None` where one is missing.
     pub fn same(&self, name: &str, other: &str) -> Result<Option<bool>, ModelError> {
         match (self.tensors.get(name), self.tensors.get(other)) {
@@ -193,14 +248,8 @@ impl Stored {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor<D>, ModelError> {
-        match self.tensors.get(name) {
-            Some((file, stored)) => self.files[*file].tensor(stored, dtype, device),
-            None => Err(ModelError::MissingTensor {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-                expected: Vec::new(),
-            }),
-        }
+        let (file, stored) = self.find(name, &[])?;
+        file.tensor(stored, dtype, device)
     }
 }
 

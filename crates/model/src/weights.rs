@@ -276,6 +276,10 @@ impl TensorEntry {
         }
     }
 
+    pub fn byte_length(&self) -> usize {
+        (self.range.1 - self.range.0) as usize
+    }
+
     fn elements(&self) -> usize {
         self.shape.iter().product()
     }

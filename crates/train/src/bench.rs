@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Int, Tensor};
 use calor_meter::{Counts, EnergyOptions, Meter, MeterReport, Purpose, Quantity};
 use calor_model::{
-    Checkpoint, HeadOptions, LoraOptions, Mode, Model, ModelInput, ModelOptions, Pooling, Problem,
-    Recompute, SampleSpan, loss,
+    Checkpoint, FrozenWeights, HeadOptions, LoraOptions, Mode, Model, ModelInput, ModelOptions,
+    Pooling, Problem, Quantization, Recompute, SampleSpan, loss,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype as FileDtype;
@@ -70,6 +70,8 @@ pub struct StepBenchOptions {
     pub dtype: Dtype,
     /// Blocks that are run again in the backward pass.
     pub recompute: Recompute,
+    /// Bits of the backbone's frozen linear layers.
+    pub quantization: Option<Quantization>,
     /// How energy is measured.
     pub energy: EnergyOptions,
 }
@@ -89,6 +91,8 @@ pub struct StepBenchReport {
     pub batch: usize,
     /// Tokens a row, padding included.
     pub seq: usize,
+    /// Bytes of the frozen weights.
+    pub frozen_bytes: u64,
     /// Loss of every step before its update, warm-up steps first.
     pub losses: Vec<f64>,
     /// Norm of the gradients before clipping, likewise.
@@ -117,9 +121,12 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
     let device = open_device(options.device, options.dtype)?;
     device.seed(derive(options.seed, "device", &[]));
     let checkpoint = Checkpoint::open(&options.model)?;
-    let dtype = float_dtype(options.dtype);
+    let frozen = FrozenWeights {
+        dtype: float_dtype(options.dtype),
+        quantization: options.quantization,
+    };
     let mut model = match &options.adapter {
-        Some(adapter) => Model::load_with_adapter(&checkpoint, adapter, dtype, &device)?,
+        Some(adapter) => Model::load_with_adapter(&checkpoint, adapter, frozen, &device)?,
         None => {
             let head = match options.task {
                 BenchTask::CausalLm => HeadOptions::CausalLm,
@@ -137,7 +144,8 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
                 head_hidden: 0,
                 fusion: None,
                 seed,
-                dtype,
+                dtype: frozen.dtype,
+                quantization: frozen.quantization,
             };
             Model::load(&checkpoint, &options, &device)?
         }
@@ -235,6 +243,7 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
         device_description: describe(&device),
         batch: batch.rows,
         seq: batch.seq,
+        frozen_bytes: model.size().frozen_bytes,
         losses: report.losses,
         gradient_norms: report.gradient_norms,
         step_s: report.step_s,

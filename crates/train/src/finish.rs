@@ -146,6 +146,7 @@ pub(crate) fn finish(
             frozen_parameters: size.base_parameters
                 + size.embedding_parameters
                 + size.tower_parameters,
+            frozen_bytes: size.frozen_bytes,
             adapter_parameters: size.adapter_parameters,
             head_parameters: size.head_parameters,
             encoder_parameters: size.encoder_parameters,

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use calor_model::{Checkpoint, HeadOptions, KeyValueCache, Model, ModelOptions};
+use calor_model::{
+    Checkpoint, FrozenWeights, HeadOptions, KeyValueCache, Model, ModelOptions, Quantization,
+};
 use calor_sequence::{ChatTemplate, DialogueEncoder, PatientTokenizer};
 use serde::Serialize;
 use serde_json::Value;
@@ -24,6 +26,8 @@ pub struct GeneratorSource<'a> {
     pub adapter: Option<&'a Path>,
     /// Type of the weights.
     pub dtype: Dtype,
+    /// Bits of the backbone's linear layers; of a run, as in its training.
+    pub quantization: Option<Quantization>,
     /// How prompts are written; of a run, as in its training.
     pub text: TextSection,
     /// Where to compute.
@@ -153,13 +157,17 @@ impl Generator {
     pub fn open(source: &GeneratorSource<'_>) -> Result<Generator, TrainError> {
         let device = open_device(source.device, source.dtype)?;
         let checkpoint = Checkpoint::open(source.checkpoint)?;
-        let dtype = float_dtype(source.dtype);
+        let frozen = FrozenWeights {
+            dtype: float_dtype(source.dtype),
+            quantization: source.quantization,
+        };
         let model = match source.adapter {
-            Some(adapter) => Model::load_with_adapter(&checkpoint, adapter, dtype, &device)?,
+            Some(adapter) => Model::load_with_adapter(&checkpoint, adapter, frozen, &device)?,
             None => {
                 let options = ModelOptions {
                     head: HeadOptions::CausalLm,
-                    dtype,
+                    dtype: frozen.dtype,
+                    quantization: frozen.quantization,
                     ..ModelOptions::default()
                 };
                 Model::load(&checkpoint, &options, &device)?

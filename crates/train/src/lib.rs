@@ -52,7 +52,7 @@ pub use finish::rewrite_report;
 pub use generate::{Generated, Generator, GeneratorSource, Sampling};
 pub use memory::{Component, MemoryPrediction, Proposal};
 pub use observer::{Observer, Stage, StepProgress, StopFlag};
-pub use session::{RunOptions, lora_options};
+pub use session::{RunOptions, frozen_weights, lora_options};
 pub use sweep::{
     Asha, Loaded, Method, Reached, SWEEP_FILE, SweepFile, SweepOptions, SweepOutcome, SweepReport,
     SweepTrial, sweep,

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use calor_meter::{Quantity, host_memory_limit, resident_host_memory};
 use calor_model::{
-    Checkpoint, MemoryModel, ModelOptions, PassDevice, PassShape, Recompute, RecomputedBlocks,
+    Checkpoint, MemoryModel, ModelOptions, PassDevice, PassShape, Quantization, Recompute,
+    RecomputedBlocks,
 };
 use serde::Serialize;
 
@@ -308,6 +309,12 @@ impl<'a> MemoryPlan<'a> {
             options.dtype = float_dtype(Dtype::Bf16);
             let set = format!("model.dtype={}", dtype_name(Dtype::Bf16));
             storages.push((Some(set), options));
+        }
+        let stored = self.checkpoint.config().stored_quantization();
+        if self.options.quantization.or(stored).is_none() {
+            let mut options = self.options.clone();
+            options.quantization = Some(Quantization::Nf4 { double: true });
+            storages.push((Some("model.quantization=nf4".to_owned()), options));
         }
         storages
     }

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 use calor_meter::{FlopModel, Meter, PeakFlops, Precision};
 use calor_model::{
-    Checkpoint, Family, FusionOptions, HeadOptions, LoraOptions, Model, ModelConfig, ModelError,
-    ModelOptions, Patterned, Patterns, Pooling, Problem, Targets,
+    Checkpoint, Family, FrozenWeights, FusionOptions, HeadOptions, LoraOptions, Model, ModelConfig,
+    ModelError, ModelOptions, Patterned, Patterns, Pooling, Problem, Quantization, Targets,
 };
 use calor_sequence::PatientTokenizer;
 
@@ -18,7 +18,8 @@ use crate::data::{Data, TASK_FILE, TaskFile};
 use crate::device::{DeviceSpec, describe, synchronise};
 use crate::files::{hash_file, read_json, write_folder, write_json};
 use crate::recipe::{
-    AdapterKind, AdapterSection, Dtype, PoolingChoice, Recipe, TargetChoice, TaskKind, TokenChoice,
+    AdapterKind, AdapterSection, Dtype, ModelSection, PoolingChoice, QuantizationChoice, Recipe,
+    TargetChoice, TaskKind, TokenChoice,
 };
 use crate::seed::derive;
 
@@ -159,6 +160,20 @@ pub(crate) fn float_dtype(dtype: Dtype) -> FloatDType {
     }
 }
 
+/// How the recipe has the frozen weights kept.
+pub fn frozen_weights(model: &ModelSection) -> FrozenWeights {
+    FrozenWeights {
+        dtype: float_dtype(model.dtype),
+        quantization: match model.quantization {
+            QuantizationChoice::None => None,
+            QuantizationChoice::Int8 => Some(Quantization::Int8),
+            QuantizationChoice::Nf4 => Some(Quantization::Nf4 {
+                double: model.double_quantization,
+            }),
+        },
+    }
+}
+
 /// As recipes spell it.
 pub(crate) fn dtype_name(dtype: Dtype) -> &'static str {
     match dtype {
@@ -179,6 +194,7 @@ pub(crate) fn model_options(
     if let Some(lora) = &mut lora {
         lora.trained_tokens = trained_tokens(&recipe.adapter, checkpoint.path())?;
     }
+    let frozen = frozen_weights(&recipe.model);
     Ok(ModelOptions {
         lora,
         head: head(
@@ -190,7 +206,8 @@ pub(crate) fn model_options(
         head_hidden: recipe.task.hidden,
         fusion,
         seed: derive(recipe.train.seed, "new weights", &[]),
-        dtype: float_dtype(recipe.model.dtype),
+        dtype: frozen.dtype,
+        quantization: frozen.quantization,
     })
 }
 

@@ -18,7 +18,7 @@ use crate::files::{hash_file, read_json};
 use crate::observer::{Observer, Stage, StopFlag};
 use crate::recipe::{Recipe, TextSection};
 use crate::seed::derive;
-use crate::session::{float_dtype, open_device, read_task};
+use crate::session::{frozen_weights, open_device, read_task};
 
 /// A file up to this length is hashed again to see whether it is the one of the run.
 const HASHED_AGAIN_BYTES: u64 = 1 << 20;
@@ -251,7 +251,7 @@ impl<'a> Using<'a> {
         Ok(Model::load_with_adapter(
             &self.checkpoint,
             &self.adapter,
-            float_dtype(self.recipe.model.dtype),
+            frozen_weights(&self.recipe.model),
             &self.device,
         )?)
     }

@@ -488,6 +488,7 @@ fn a_bench_runs_the_steps_of_training() {
             device: DeviceSpec::Cpu,
             dtype: calor_train::recipe::Dtype::F32,
             recompute: Default::default(),
+            quantization: None,
             energy: home.recipe(&[]).energy,
         };
         let report = calor_train::step_bench(&options).unwrap();

@@ -101,6 +101,7 @@ fn generator(checkpoint: &Path, adapter: Option<&Path>) -> Generator {
         checkpoint,
         adapter,
         dtype: Dtype::F32,
+        quantization: None,
         text: TextSection::default(),
         device: DeviceSpec::Cpu,
     })
@@ -198,6 +199,7 @@ fn a_language_model_learns_to_answer() {
         checkpoint: &fixture(),
         adapter: Some(&folder.path().join("run/adapter")),
         dtype: Dtype::F32,
+        quantization: None,
         text: recipe.text,
         device: DeviceSpec::Cpu,
     })

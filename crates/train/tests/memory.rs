@@ -180,6 +180,7 @@ fn measured(
         seed: 0,
         device: DeviceSpec::Cpu,
         dtype,
+        quantization: None,
         recompute,
         energy: EnergyOptions {
             idle_window_s: 0.0,

@@ -1,5 +1,5 @@
 //! The LoRA linear on the CPU: five products over one copy of the input, no weight gradient unless
-//! the weight is tracked.
+//! the weight is tracked. The weight is a matrix, or quantised.
 
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
@@ -10,6 +10,7 @@ use crate::cpu::elementary::{block_rows, vectorized};
 use crate::cpu::matrix::{Threads, View, multiply};
 use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
 use crate::normalization::cpu::column_sums;
+use crate::quantized::cpu::Weight as QuantizedWeight;
 
 pub(super) fn dispatch(
     tensor: Tensor<3>,
@@ -18,25 +19,53 @@ pub(super) fn dispatch(
     lora: Option<&Lora>,
 ) -> Tensor<3> {
     let (x, w) = (input(tensor), input(weight));
+    let linear = Linear::new(Base::Dense, bias.is_some(), lora);
     match (bias.map(input), lora) {
-        (None, None) => apply(Linear::plain(false), [x, w]),
-        (Some(bias), None) => apply(Linear::plain(true), [x, w, bias]),
-        (None, Some(lora)) => apply(
-            Linear::adapted(false, lora),
-            [x, w, input(lora.a.clone()), input(lora.b.clone())],
-        ),
+        (None, None) => apply(linear, [x, w]),
+        (Some(bias), None) => apply(linear, [x, w, bias]),
+        (None, Some(lora)) => apply(linear, [x, w, input(lora.a.clone()), input(lora.b.clone())]),
         (Some(bias), Some(lora)) => apply(
-            Linear::adapted(true, lora),
+            linear,
             [x, w, bias, input(lora.a.clone()), input(lora.b.clone())],
         ),
     }
 }
 
-/// Inputs in order: x, weight, then bias if there is one, then a and b if there is an adapter.
+/// As [`dispatch`] with a quantised weight.
+pub(crate) fn dispatch_quantized(
+    tensor: Tensor<3>,
+    weight: QuantizedWeight,
+    bias: Option<Tensor<1>>,
+    lora: Option<&Lora>,
+) -> Tensor<3> {
+    let x = input(tensor);
+    let linear = Linear::new(Base::Quantized(Box::new(weight)), bias.is_some(), lora);
+    match (bias.map(input), lora) {
+        (None, None) => apply(linear, [x]),
+        (Some(bias), None) => apply(linear, [x, bias]),
+        (None, Some(lora)) => apply(linear, [x, input(lora.a.clone()), input(lora.b.clone())]),
+        (Some(bias), Some(lora)) => apply(
+            linear,
+            [x, bias, input(lora.a.clone()), input(lora.b.clone())],
+        ),
+    }
+}
+
+/// Inputs in order: x, the weight if it is dense, bias if there is one, a and b if there is an
+/// adapter.
 #[derive(Clone, Debug)]
 struct Linear {
+    base: Base,
     biased: bool,
     adapter: Option<Adapter>,
+}
+
+/// What x is multiplied with.
+#[derive(Clone, Debug)]
+enum Base {
+    /// The second input.
+    Dense,
+    Quantized(Box<QuantizedWeight>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,17 +76,11 @@ struct Adapter {
 }
 
 impl Linear {
-    fn plain(biased: bool) -> Self {
+    fn new(base: Base, biased: bool, lora: Option<&Lora>) -> Self {
         Self {
+            base,
             biased,
-            adapter: None,
-        }
-    }
-
-    fn adapted(biased: bool, lora: &Lora) -> Self {
-        Self {
-            biased,
-            adapter: Some(Adapter {
+            adapter: lora.map(|lora| Adapter {
                 scaling: lora.scaling,
                 dropout: lora.dropout,
                 seed: lora.dropout_seed,
@@ -65,35 +88,55 @@ impl Linear {
         }
     }
 
+    /// Where the bias stands among the inputs.
+    fn bias(&self) -> usize {
+        match self.base {
+            Base::Dense => 2,
+            Base::Quantized(_) => 1,
+        }
+    }
+
     /// Where `a` stands among the inputs.
     fn first_factor(&self) -> usize {
-        2 + usize::from(self.biased)
+        self.bias() + usize::from(self.biased)
+    }
+
+    /// `[out, in]`
+    fn shape(&self, inputs: &[FlexTensor]) -> [usize; 2] {
+        match &self.base {
+            Base::Dense => [dims(&inputs[1])[0], dims(&inputs[1])[1]],
+            Base::Quantized(weight) => weight.shape(),
+        }
     }
 }
 
 impl<const N: usize> Operation<N> for Linear {
     fn forward(&self, inputs: [FlexTensor; N], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
-        let (x, weight) = (&inputs[0], &inputs[1]);
+        let x = &inputs[0];
         let mut shape = dims(x);
-        let (outputs, width) = (dims(weight)[0], dims(weight)[1]);
+        let [outputs, width] = self.shape(&inputs);
         let tokens = values(x).len() / width;
 
         let mut output = vec![0.0f32; tokens * outputs];
         if self.biased {
-            let bias = values(&inputs[2]);
+            let bias = values(&inputs[self.bias()]);
             for row in output.chunks_exact_mut(outputs) {
                 row.copy_from_slice(bias);
             }
         }
-        multiply(
-            &mut output,
-            outputs,
-            View::new(values(x), tokens, width),
-            View::new(values(weight), outputs, width).transposed(),
-            1.0,
-            self.biased,
-            Threads::All,
-        );
+        let flat = View::new(values(x), tokens, width);
+        match &self.base {
+            Base::Dense => multiply(
+                &mut output,
+                outputs,
+                flat,
+                View::new(values(&inputs[1]), outputs, width).transposed(),
+                1.0,
+                self.biased,
+                Threads::All,
+            ),
+            Base::Quantized(weight) => weight.multiply_transposed(&mut output, flat, self.biased),
+        }
         let mut low_rank = None;
         if let Some(adapter) = self.adapter {
             let a = &inputs[self.first_factor()];
@@ -137,25 +180,28 @@ impl<const N: usize> Operation<N> for Linear {
         wanted: [bool; N],
     ) -> [Option<FlexTensor>; N] {
         let mut results = [const { None }; N];
-        let (x, weight) = (&saved[0], &saved[1]);
-        let (outputs, width) = (dims(weight)[0], dims(weight)[1]);
+        let x = &saved[0];
+        let [outputs, width] = self.shape(&saved);
         let tokens = values(x).len() / width;
         let upstream = View::new(values(&gradient), tokens, outputs);
 
         let mut for_input = wanted[0].then(|| {
             let mut output = vec![0.0f32; tokens * width];
-            multiply(
-                &mut output,
-                width,
-                upstream,
-                View::new(values(weight), outputs, width),
-                1.0,
-                false,
-                Threads::All,
-            );
+            match &self.base {
+                Base::Dense => multiply(
+                    &mut output,
+                    width,
+                    upstream,
+                    View::new(values(&saved[1]), outputs, width),
+                    1.0,
+                    false,
+                    Threads::All,
+                ),
+                Base::Quantized(weight) => weight.multiply_plain(&mut output, values(&gradient)),
+            }
             output
         });
-        if wanted[1] {
+        if matches!(self.base, Base::Dense) && wanted[1] {
             let mut output = vec![0.0f32; outputs * width];
             multiply(
                 &mut output,
@@ -168,8 +214,8 @@ impl<const N: usize> Operation<N> for Linear {
             );
             results[1] = Some(tensor(output, [outputs, width]));
         }
-        if self.biased && wanted[2] {
-            results[2] = Some(tensor(column_sums(values(&gradient), outputs), [outputs]));
+        if self.biased && wanted[self.bias()] {
+            results[self.bias()] = Some(tensor(column_sums(values(&gradient), outputs), [outputs]));
         }
         if let Some(adapter) = self.adapter {
             let first = self.first_factor();

@@ -39,10 +39,13 @@ pub fn lora_linear(
     if crate::on_cpu(&input) {
         return cpu::dispatch(input, weight, bias, lora);
     }
-    let mask = lora
-        .filter(|lora| lora.dropout > 0.0)
-        .map(|lora| dropout_mask(&input, lora.dropout, lora.dropout_seed));
+    let mask = lora.and_then(|lora| mask(&input, lora));
     reference::lora_linear(input, weight, bias, lora, mask)
+}
+
+/// See [`dropout_mask`]; none where nothing is dropped.
+pub(crate) fn mask(input: &Tensor<3>, lora: &Lora) -> Option<Tensor<3>> {
+    (lora.dropout > 0.0).then(|| dropout_mask(input, lora.dropout, lora.dropout_seed))
 }
 
 /// The input with elements dropped and the others divided by the share that is kept: the very

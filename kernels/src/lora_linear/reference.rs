@@ -15,14 +15,27 @@ pub fn lora_linear(
     let [batch, seq, inputs] = input.dims();
     let outputs = weight.dims()[0];
     let flat = input.reshape([batch * seq, inputs]);
-    let mut output = flat.clone().matmul(weight.transpose());
+    let product = flat.clone().matmul(weight.transpose());
+    complete(product, flat, bias, lora, mask).reshape([batch, seq, outputs])
+}
+
+/// Adds bias and low-rank part to `product`, `[tokens, out]`, of the input `flat`, `[tokens, in]`.
+pub(crate) fn complete(
+    product: Tensor<2>,
+    flat: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    lora: Option<&Lora>,
+    mask: Option<Tensor<3>>,
+) -> Tensor<2> {
+    let mut output = product;
     if let Some(bias) = bias {
         output = output + bias.unsqueeze::<2>();
     }
     if let Some(lora) = lora {
         let dropped = match mask {
             Some(mask) => {
-                flat * mask.reshape([batch * seq, inputs]) / f64::from(1.0 - lora.dropout)
+                let shape = flat.dims();
+                flat * mask.reshape(shape) / f64::from(1.0 - lora.dropout)
             }
             None => flat,
         };
@@ -32,5 +45,5 @@ pub fn lora_linear(
         let low = dropped.matmul(a.transpose());
         output = output + low.matmul(b.transpose()) * lora.scaling;
     }
-    output.reshape([batch, seq, outputs])
+    output
 }

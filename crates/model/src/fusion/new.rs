@@ -41,7 +41,9 @@ impl New<'_> {
     pub fn linear(&self, name: &str, input: usize, output: usize) -> Linear {
         let inside = self.at(name);
         Linear {
-            weight: inside.uniform("weight", [output, input], glorot(input, output)),
+            weight: inside
+                .uniform("weight", [output, input], glorot(input, output))
+                .into(),
             bias: Some(inside.zeros("bias", [output])),
             lora: None,
         }

@@ -36,7 +36,7 @@ impl Projector {
             first: new.linear("first", width, hidden),
             inside: affine("inside", hidden),
             second: Linear {
-                weight: second.zeros("weight", [hidden, hidden]),
+                weight: second.zeros("weight", [hidden, hidden]).into(),
                 bias: Some(second.zeros("bias", [hidden])),
                 lora: None,
             },

@@ -98,13 +98,17 @@ impl Continuous {
         let (first, second) = (new.at("first"), new.at("second"));
         Continuous {
             first: Linear {
-                weight: first.uniform("weight", [hidden, input], glorot(input, hidden)),
+                weight: first
+                    .uniform("weight", [hidden, input], glorot(input, hidden))
+                    .into(),
                 // Spread, so that the units bend at different numbers from the start.
                 bias: Some(first.uniform("bias", [hidden], 1.0)),
                 lora: None,
             },
             second: Linear {
-                weight: second.uniform("weight", [width, hidden], glorot(hidden, width)),
+                weight: second
+                    .uniform("weight", [width, hidden], glorot(hidden, width))
+                    .into(),
                 bias: None,
                 lora: None,
             },

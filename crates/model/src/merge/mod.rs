@@ -65,6 +65,13 @@ pub(crate) fn fold(
     dtype: Option<FloatDType>,
     out: &Path,
 ) -> Result<Folded, ModelError> {
+    if let Some(stored) = checkpoint.config().stored_quantization() {
+        return Err(ModelError::options(format!(
+            "{}: its weights are stored as {stored}, and a sum with them cannot be; merge into the \
+             checkpoint it was quantised from",
+            checkpoint.path().display()
+        )));
+    }
     let config = AdapterConfig::read(adapter_dir)?;
     let file = TensorFile::open(&adapter_dir.join(WEIGHTS))?;
     if adapter_file::has_soft_tokens(adapter_dir)? {

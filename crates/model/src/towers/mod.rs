@@ -136,6 +136,7 @@ impl Tower {
                 .map_or(BiasMode::None, |lora| lora.bias),
             trained_tokens: Vec::new(),
             dtype: DType::from(options.dtype),
+            quantization: None,
             seed: random::mix(options.seed, own),
             starts: None,
             device: &device,

@@ -79,6 +79,9 @@ pub struct ModelReport {
     pub dtype: String,
     /// Parameters that are not trained.
     pub frozen_parameters: u64,
+    /// Bytes of those as they are kept.
+    #[serde(default)]
+    pub frozen_bytes: u64,
     /// Parameters of the adapter.
     pub adapter_parameters: u64,
     /// Parameters of the head and of modules trained in full.

@@ -87,7 +87,23 @@ section! {
         revision: Option<String> = None => Text;
         /// Type of the frozen weights and of the activations: `f32`, `bf16` or `f16`. Adapter, head and optimizer are always f32.
         dtype: Dtype = Dtype::F32 => Text;
+        /// Bits that the frozen weights of the backbone's linear layers are kept in: `none` (as `dtype`, or as a checkpoint of bitsandbytes has them), `int8` (8, a scale an output channel) or `nf4` (4.1, QLoRA). Embeddings and head keep `dtype`, and everything is computed in it.
+        quantization: QuantizationChoice = QuantizationChoice::None => Text;
+        /// Whether the scales of `nf4` are quantised too: 4.1 instead of 4.5 bits a weight.
+        double_quantization: bool = true => Boolean;
     }
+}
+
+/// Bits that frozen weights are kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuantizationChoice {
+    /// Those of their type, or of the checkpoint.
+    None,
+    /// 8.
+    Int8,
+    /// 4, normal-float.
+    Nf4,
 }
 
 /// Type of the frozen weights and of the activations.

@@ -10,8 +10,9 @@ use calor_sequence::SequenceError;
 
 use super::modality::TEXT;
 use super::{
-    AdapterKind, ClassWeighting, ClassWeights, Metric, OmicsGrouping, Place, Problem, Recipe,
-    RecomputeChoice, RecomputeName, SCHEMA, TargetChoice, TaskKind, TokenChoice,
+    AdapterKind, ClassWeighting, ClassWeights, Metric, OmicsGrouping, Place, Problem,
+    QuantizationChoice, Recipe, RecomputeChoice, RecomputeName, SCHEMA, TargetChoice, TaskKind,
+    TokenChoice,
 };
 
 /// All problems of the recipe's values; `place` says where a key was given.
@@ -21,6 +22,7 @@ pub(super) fn problems(recipe: &Recipe, place: &dyn Fn(&str) -> Place) -> Vec<Pr
         problems: Vec::new(),
     };
     header(recipe, &mut found);
+    model(recipe, &mut found);
     task(recipe, &mut found);
     text::rules(recipe, &mut found);
     sequence(recipe, &mut found);
@@ -128,6 +130,16 @@ fn header(recipe: &Recipe, found: &mut Found) {
             "",
         );
     }
+}
+
+fn model(recipe: &Recipe, found: &mut Found) {
+    let model = &recipe.model;
+    found.unless(
+        model.double_quantization || model.quantization == QuantizationChoice::Nf4,
+        "model.double_quantization",
+        "is false, and nothing has scales that it would quantise",
+        "leave it out, or set `model.quantization` to \"nf4\"",
+    );
 }
 
 fn modality(recipe: &Recipe, found: &mut Found) {
@@ -515,6 +527,11 @@ mod tests {
         let cases: &[(&str, &str)] = &[
             ("schema=2", "schema"),
             ("name=a/b", "name"),
+            ("model.quantization=int4", "model.quantization"),
+            (
+                "model.double_quantization=false",
+                "model.double_quantization",
+            ),
             ("task.labels=[\"a\", \"b\"]", "task.labels"),
             ("task.class_weights=[1.0]", "task.class_weights"),
             ("task.class_weights=[-1.0, 1.0]", "task.class_weights"),
