@@ -39,7 +39,16 @@ CLASSES = {
     "encoder": "AutoModel",
     "sequence": "AutoModelForSequenceClassification",
 }
-ENCODER_TYPES = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra"}
+ENCODER_TYPES = {
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "deberta-v2",
+}
 CLASS_OF_TASK = {"CAUSAL_LM": "causal", "SEQ_CLS": "sequence", "FEATURE_EXTRACTION": "encoder"}
 SMALL_ELEMENTS = 1 << 20
 """`all-small` takes the gradients of the tensors up to this many elements (4 MiB of f32)."""

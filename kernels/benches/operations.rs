@@ -128,6 +128,7 @@ fn attention(criterion: &mut Criterion) {
         let value = random([batch, seq, kv_heads, head_dim]).require_grad();
         let segments = Tensor::<2, Int>::ones([batch, seq], &device());
         let options = AttentionOptions {
+            soft_cap: None,
             causal,
             window: None,
             scale: 0.125,
@@ -200,14 +201,21 @@ fn cross_entropy(criterion: &mut Criterion) {
     let hidden = random([512, 576]).require_grad();
     let weight = random([49_152, 576]);
     let targets = Tensor::<1, Int>::arange(0..512, &device());
-    type Loss = fn(Tensor<2>, Tensor<2>, Tensor<1, Int>) -> Tensor<1>;
+    type Loss = fn(Tensor<2>, Tensor<2>, Tensor<1, Int>, Option<f32>) -> Tensor<1>;
     let losses: [(&str, Loss); 2] = [
         ("kernel", calor_kernels::linear_cross_entropy),
         ("reference", reference::linear_cross_entropy),
     ];
     for (name, function) in losses {
         group.bench_function(format!("{name}/512x576x49152"), |b| {
-            b.iter(|| backward(function(hidden.clone(), weight.clone(), targets.clone())));
+            b.iter(|| {
+                backward(function(
+                    hidden.clone(),
+                    weight.clone(),
+                    targets.clone(),
+                    None,
+                ))
+            });
         });
     }
     group.finish();

@@ -35,7 +35,7 @@ pub use rotary::rotary;
 /// The plain versions, for tests and for measuring what a kernel gains.
 pub mod reference {
     pub use crate::activation::reference::{gelu, gelu_tanh, swiglu};
-    pub use crate::attention::reference::{attention, spread_heads};
+    pub use crate::attention::reference::{attention, soft_cap, spread_heads};
     pub use crate::cross_entropy::reference::linear_cross_entropy;
     pub use crate::lora_linear::reference::lora_linear;
     pub use crate::normalization::reference::{layer_norm, rms_norm};

@@ -6,7 +6,7 @@ usage: scripts/references/models.py [--out crates/model/tests/fixtures] [--only 
 
 Each fixture is a folder with config.json and model.safetensors (random weights, f32) and
 reference.safetensors in the format of `calor parity`: ids, logits or hidden states, loss,
-gradients of a few tensors. Variants of one architecture that differ in configuration alone have
+gradients of a few tensors (of encoders, those of a weighted sum of the hidden states). Variants of one architecture that differ in configuration alone have
 folders of their own. Adapter fixtures add a PEFT adapter with non-zero weights, as PEFT saved it,
 and the reference with the adapter applied. matching.json lists which modules PEFT 0.21.2 picks for
 configurations of targets. Needs torch, transformers, peft and safetensors; everything is seeded.
@@ -50,6 +50,10 @@ ENCODER = {
     "max_position_embeddings": 40,
     "type_vocab_size": 2,
 }
+# Half as wide: what most architectures need to show what they do.
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+SMALL_DECODER = DECODER | SMALL | {"num_key_value_heads": 1}
+SMALL_ENCODER = ENCODER | SMALL
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -58,6 +62,26 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     # Small, so that the wavelengths of an 8-wide head fall on all three sides of the corners.
     "original_max_position_embeddings": 64,
+}
+
+# Three dimensions of each half of a head are turned, each with a factor of its own.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.4],
+    "long_factor": [1.2, 2.5, 6.0],
+}
+GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": 16,
+    "n_inner": 24,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 40,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 
 # name → (model_type, changes to the configuration, options)
@@ -83,6 +107,76 @@ DECODERS = {
     ),
     "qwen3": ("qwen3", {"head_dim": 16, "attention_bias": False}, {}),
     "qwen3-bias": ("qwen3", {"head_dim": 8, "attention_bias": True}, {}),
+    "olmo2": ("olmo2", {}, {"base": SMALL_DECODER, "gradients": "some"}),
+    # Sequences shorter than the original context, and longer ones.
+    "phi3": (
+        "phi3",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32},
+        {"base": SMALL_DECODER, "gradients": "some", "mask": "right"},
+    ),
+    "phi3-long": (
+        "phi3",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 8, "sliding_window": 5},
+        {"base": SMALL_DECODER, "gradients": "some"},
+    ),
+    "gpt2": ("gpt2", {}, {"base": GPT2, "gradients": "some"}),
+    "gpt2-scaled": (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True, "activation_function": "relu"},
+        {"base": GPT2, "gradients": "some", "mask": "right"},
+    ),
+    "gpt-neox": (
+        "gpt_neox",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+        {"base": SMALL_DECODER, "gradients": "some"},
+    ),
+    "gpt-neox-serial": (
+        "gpt_neox",
+        {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_new"},
+        {"base": SMALL_DECODER, "gradients": "some", "mask": "right"},
+    ),
+    # Caps low enough to bend most scores and logits.
+    "gemma2": (
+        "gemma2",
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 12,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 5,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+        {"base": SMALL_DECODER, "gradients": "some"},
+    ),
+    # Not padded: what a padding token sees in a window of padding alone differs between Transformers'
+    # attention implementations, and the loss counts it.
+    "gemma3": (
+        "gemma3_text",
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 12,
+            "query_pre_attn_scalar": 20,
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "final_logit_softcapping": 4.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 100000.0, "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+        {"base": SMALL_DECODER, "gradients": "some"},
+    ),
+}
+DEBERTA = {
+    "relative_attention": True,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "pos_att_type": ["p2c", "c2p"],
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    # Distances up to 12 fall on both sides of the logarithm's start.
+    "position_buckets": 8,
+    "max_relative_positions": 16,
 }
 ENCODERS = {
     "bert": ("bert", {"hidden_act": "gelu"}, {"mask": "right"}),
@@ -90,6 +184,49 @@ ENCODERS = {
     "bert-relu": ("bert", {"hidden_act": "relu", "layer_norm_eps": 1e-5}, {"mask": "left"}),
     "roberta": ("roberta", {"pad_token_id": 1, "type_vocab_size": 1}, {"mask": "right"}),
     "roberta-left": ("roberta", {"pad_token_id": 1, "type_vocab_size": 1}, {"mask": "left"}),
+    "electra": ("electra", {"embedding_size": 12}, {"base": SMALL_ENCODER, "gradients": "some", "mask": "right"}),
+    "electra-wide": ("electra", {"embedding_size": 16}, {"base": SMALL_ENCODER, "gradients": "some"}),
+    "modernbert": (
+        "modernbert",
+        {
+            "num_hidden_layers": 4,
+            "pad_token_id": 0,
+            "local_attention": 6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+            },
+        },
+        {"base": SMALL_ENCODER, "gradients": "some", "mask": "right"},
+    ),
+    "modernbert-bias": (
+        "modernbert",
+        {
+            "pad_token_id": 0,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "norm_bias": True,
+            "classifier_bias": True,
+            "classifier_pooling": "mean",
+            "layer_types": ["sliding_attention", "full_attention"],
+            "local_attention": 4,
+        },
+        {"base": SMALL_ENCODER, "gradients": "some"},
+    ),
+    "deberta": ("deberta-v2", DEBERTA, {"base": SMALL_ENCODER, "gradients": "some", "mask": "right"}),
+    "deberta-own-keys": (
+        "deberta-v2",
+        DEBERTA
+        | {
+            "share_att_key": False,
+            "norm_rel_ebd": "none",
+            "position_buckets": -1,
+            "position_biased_input": True,
+            "type_vocab_size": 2,
+            "max_relative_positions": 5,
+        },
+        {"base": SMALL_ENCODER, "gradients": "some"},
+    ),
 }
 BATCH, SEQ = 3, 13
 
@@ -138,10 +275,13 @@ def build(kind: str, base: dict, changes: dict, auto, seed: int):
             # notice each of them.
             noise = torch.randn_like(parameter)
             if parameter.dim() == 1:
-                norm = "norm" in name.lower() and name.endswith("weight")
-                parameter.copy_(1.0 + 0.2 * noise if norm else 0.2 * noise)
+                norm = any(part in name.lower() for part in ["norm", "ln_"]) and name.endswith("weight")
+                # Gemma's norms multiply by 1 + weight.
+                around_one = norm and not kind.startswith("gemma")
+                parameter.copy_(1.0 + 0.2 * noise if around_one else 0.2 * noise)
             else:
-                parameter.copy_(noise * (0.5 if "embed" in name else parameter.shape[-1] ** -0.5))
+                table = "embed" in name or name.endswith(("wte.weight", "wpe.weight"))
+                parameter.copy_(noise * (0.5 if table else parameter.shape[-1] ** -0.5))
     return model.eval()
 
 
@@ -159,11 +299,24 @@ def tokens(pad: int | None, side: str | None, seed: int):
 
 
 def decoder(folder: Path, seed: int, kind: str, changes: dict, options: dict) -> None:
-    model = build(kind, DECODER, changes, transformers.AutoModelForCausalLM, seed)
+    model = build(kind, options.get("base", DECODER), changes, transformers.AutoModelForCausalLM, seed)
     fresh(folder)
     save(model, folder)
     ids, mask = tokens(DECODER["pad_token_id"], options.get("mask"), seed)
-    reference(folder / "reference.safetensors", model, ids, mask, decoder_gradients(model))
+    gradients = some_gradients(model) if options.get("gradients") == "some" else decoder_gradients(model)
+    reference(folder / "reference.safetensors", model, ids, mask, gradients)
+
+
+def some_gradients(model) -> list[str]:
+    """Norms and biases of every layer, the first layer's matrices and all that is in no layer."""
+    # The softmax takes away what all keys have in common: these gradients are 0 but for rounding.
+    nothing = ("self.key.bias", "pos_key_proj.bias")
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 1 or ".0." in name or not any(character.isdigit() for character in name)
+        if not name.endswith(nothing)
+    ]
 
 
 def decoder_gradients(model) -> list[str]:
@@ -205,16 +358,34 @@ def reference(path: Path, model, ids, mask, gradients: list[str], plain=lambda n
 
 
 def encoder(folder: Path, seed: int, kind: str, changes: dict, options: dict) -> None:
-    model = build(kind, ENCODER, changes, transformers.AutoModel, seed)
+    model = build(kind, options.get("base", ENCODER), changes, transformers.AutoModel, seed)
     fresh(folder)
     save(model, folder)
     ids, mask = tokens(model.config.pad_token_id, options.get("mask"), seed)
-    with torch.no_grad():
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-    found = {"input_ids": ids, "last_hidden_state": hidden}
+    gradients = some_gradients(model) if options.get("gradients") == "some" else []
+    hidden_reference(folder / "reference.safetensors", model, ids, mask, gradients, seed)
+
+
+def hidden_reference(path: Path, model, ids, mask, gradients: list[str], seed: int, plain=lambda name: name) -> None:
+    """Hidden states, and gradients of their sum weighted by fixed noise where tokens are."""
+    model.requires_grad_(False)
+    there = {plain(name): parameter for name, parameter in model.named_parameters()}
+    # A pooler that the hidden states do not depend on has none.
+    gradients = [name for name in gradients if not name.startswith("pooler.")]
+    for name in gradients:
+        there[name].requires_grad_(True)
+    hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    found = {"input_ids": ids, "last_hidden_state": hidden.detach()}
     if mask is not None:
         found["attention_mask"] = mask
-    write(folder / "reference.safetensors", found)
+    if gradients:
+        weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(seed))
+        if mask is not None:
+            weights = weights * mask.unsqueeze(-1)
+        (hidden * weights).sum().backward()
+        found["hidden_weights"] = weights
+        found |= {f"grad.{name}": there[name].grad for name in gradients}
+    write(path, found)
 
 
 def save(model, folder: Path) -> None:
@@ -359,6 +530,39 @@ def token_adapter(base: str, targets: list[str]):
     return make
 
 
+def whole_adapter(base: str, gradients: list[str]):
+    """Every linear layer of a language model, with gradients of some pairs."""
+
+    def make(out: Path, folder: Path, seed: int) -> None:
+        model = transformers.AutoModelForCausalLM.from_pretrained(out / base, attn_implementation="eager")
+        config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=3, target_modules="all-linear")
+        adapted = adapt(model, config, seed)
+        fresh(folder)
+        save_adapter(adapted, folder, base)
+        ids, _ = tokens(None, None, seed)
+        names = [f"base_model.model.{name}.lora_{side}.weight" for name in gradients for side in "AB"]
+        reference(folder / "reference.safetensors", adapted, ids, None, names, lambda n: n.replace(".default", ""))
+
+    return make
+
+
+def hidden_adapter(base: str, gradients: list[str]):
+    """Every linear layer of an encoder, with gradients of some pairs."""
+
+    def make(out: Path, folder: Path, seed: int) -> None:
+        model = transformers.AutoModel.from_pretrained(out / base, attn_implementation="eager")
+        config = LoraConfig(task_type="FEATURE_EXTRACTION", r=2, lora_alpha=3, target_modules="all-linear")
+        adapted = adapt(model, config, seed)
+        fresh(folder)
+        save_adapter(adapted, folder, base)
+        ids, mask = tokens(0, "right", seed)
+        names = [f"base_model.model.{name}.lora_{side}.weight" for name in gradients for side in "AB"]
+        path = folder / "reference.safetensors"
+        hidden_reference(path, adapted, ids, mask, names, seed, lambda n: n.replace(".default", ""))
+
+    return make
+
+
 def backbone_adapter(out: Path, folder: Path, seed: int) -> None:
     """AutoModel without a task type, every linear layer, the pooler's among them."""
     model = transformers.AutoModel.from_pretrained(out / "bert", attn_implementation="eager")
@@ -391,6 +595,35 @@ ADAPTERS = {
     "adapter-bert-tokens": token_adapter("bert", ["query", "value"]),
     "adapter-roberta-tokens": token_adapter("roberta", ["query", "output.dense"]),
     "adapter-llama-tokens": token_adapter("llama3", ["q_proj", "down_proj"]),
+    "adapter-gpt2": whole_adapter("gpt2", ["transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj"]),
+    "adapter-phi3": whole_adapter(
+        "phi3", ["model.layers.0.self_attn.qkv_proj", "model.layers.1.mlp.gate_up_proj"]
+    ),
+    "adapter-gpt-neox": whole_adapter(
+        "gpt-neox", ["gpt_neox.layers.0.attention.query_key_value", "gpt_neox.layers.1.mlp.dense_h_to_4h"]
+    ),
+    "adapter-gemma2": whole_adapter(
+        "gemma2", ["model.layers.0.self_attn.k_proj", "model.layers.2.mlp.gate_proj"]
+    ),
+    "adapter-gpt2-classifier": sequence_adapter(
+        "gpt2", 3, "right", {"r": 2, "lora_alpha": 4, "target_modules": ["c_attn", "mlp.c_proj"]}
+    ),
+    "adapter-electra-classifier": sequence_adapter(
+        "electra", 2, "right", {"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}
+    ),
+    "adapter-modernbert-classifier": sequence_adapter(
+        "modernbert", 3, "right", {"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "modules_to_save": ["head"]}
+    ),
+    "adapter-modernbert-mean": sequence_adapter(
+        "modernbert-bias", 1, "right", {"r": 2, "lora_alpha": 4, "target_modules": ["Wqkv"], "modules_to_save": ["head"]}
+    ),
+    "adapter-deberta-classifier": sequence_adapter(
+        "deberta", 2, "right", {"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "modules_to_save": ["pooler"]}
+    ),
+    "adapter-deberta": hidden_adapter(
+        "deberta", ["encoder.layer.0.attention.self.query_proj", "encoder.layer.1.attention.self.key_proj"]
+    ),
+    "adapter-modernbert": hidden_adapter("modernbert", ["layers.0.attn.Wqkv", "layers.2.mlp.Wi"]),
 }
 
 

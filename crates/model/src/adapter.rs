@@ -73,8 +73,7 @@ impl Model {
             });
         }
         let mut modules_to_save = adapter.modules_to_save.clone();
-        let has_pooler = checkpoint.has("pooler.dense.weight");
-        for name in head::always_saved(class, config.model_type, has_pooler) {
+        for name in head::always_saved(class, checkpoint) {
             if !modules_to_save.contains(&name) {
                 modules_to_save.push(name);
             }

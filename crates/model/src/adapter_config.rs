@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::architecture::{ModuleSpec, TaskClass};
+use crate::architecture::{ModuleSpec, Role, TaskClass};
 use crate::error::ModelError;
 use crate::lora::{LoraOptions, PairInit, Plan, Targets};
 use crate::matching::{self, Patterned, Patterns};
@@ -17,7 +17,9 @@ const PEFT_VERSION: &str = "0.21.2";
 const NO_TARGETS: &str = "dummy-target-modules";
 
 /// Keys that say where an adapter comes from and change nothing it computes.
-const INFORMATION: [&str; 10] = [
+const INFORMATION: [&str; 11] = [
+    // PEFT itself decides by the module whether a weight is transposed.
+    "fan_in_fan_out",
     "auto_mapping",
     "base_model_name_or_path",
     "revision",
@@ -31,7 +33,7 @@ const INFORMATION: [&str; 10] = [
 ];
 
 /// Keys that are read.
-const READ: [&str; 18] = [
+const READ: [&str; 17] = [
     "peft_type",
     "task_type",
     "r",
@@ -49,7 +51,6 @@ const READ: [&str; 18] = [
     "layers_pattern",
     "use_dora",
     "trainable_token_indices",
-    "fan_in_fan_out",
 ];
 
 /// A PEFT adapter's configuration.
@@ -172,7 +173,7 @@ impl AdapterConfig {
             "ensure_weight_tying": false,
             "eva_config": null,
             "exclude_modules": lora.exclude,
-            "fan_in_fan_out": false,
+            "fan_in_fan_out": fan_in_fan_out(plan, modules),
             "inference_mode": true,
             "init_lora_weights": true,
             "kasa_config": null,
@@ -211,6 +212,14 @@ impl AdapterConfig {
         })?;
         Ok(ascii(&text))
     }
+}
+
+/// PEFT corrects this field for every module it adapts, so that the last one decides it.
+fn fan_in_fan_out(plan: &Plan, modules: &[ModuleSpec]) -> bool {
+    modules
+        .iter()
+        .rfind(|module| plan.contains_key(&module.path))
+        .is_some_and(|module| module.role == Role::LinearTransposed)
 }
 
 /// Refuses what is switched on and not built.
@@ -257,8 +266,7 @@ fn check(path: &Path, object: &Map<String, Value>) -> Result<(), ModelError> {
         }
     }
     for (key, value) in object {
-        let known = INFORMATION.contains(&key.as_str())
-            || (READ.contains(&key.as_str()) && key != "fan_in_fan_out");
+        let known = INFORMATION.contains(&key.as_str()) || READ.contains(&key.as_str());
         let off = match value {
             Value::Null => true,
             Value::Bool(on) => !on,
@@ -458,7 +466,6 @@ mod tests {
             ("bias", json!("some")),
             ("init_lora_weights", json!("olora")),
             ("init_lora_weights", json!("pissa_niter_4")),
-            ("fan_in_fan_out", json!(true)),
             ("task_type", json!("QUESTION_ANS")),
             ("peft_type", json!("IA3")),
             ("trainable_token_indices", json!({"lm_head": [1]})),

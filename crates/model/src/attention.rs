@@ -1,13 +1,14 @@
-//! Self-attention of both families: projections, rotation, the attention kernel.
+//! Self-attention: projections, norms of queries and keys, rotation, the attention kernel.
 
 use burn::tensor::activation::softmax;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Bool, DType, Int, Tensor};
 use calor_kernels::AttentionOptions;
-use calor_kernels::reference::spread_heads;
+use calor_kernels::reference::{soft_cap, spread_heads};
 
 use crate::linear::Linear;
-use crate::norm::RmsNorm;
+use crate::norm::Norm;
 use crate::parameter::Visit;
+use crate::relative::{Disentangled, Relative};
 use crate::rope::Angles;
 use crate::run::{Mode, Run};
 
@@ -23,29 +24,45 @@ pub(crate) enum Masking {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Attention {
-    pub query: Linear,
-    pub key: Linear,
-    pub value: Linear,
+    pub projections: Projections,
     pub output: Linear,
-    /// Over each head's `head_dim`, before the rotation (Qwen3).
-    pub query_key_norm: Option<(RmsNorm, RmsNorm)>,
+    /// Before the rotation, over each head's `head_dim` (Qwen3, Gemma 3) or over all heads (OLMo 2).
+    pub query_key_norm: Option<(Norm, Norm)>,
+    /// Attention to relative positions beside that to content (DeBERTa).
+    pub relative: Option<Disentangled>,
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
     pub options: AttentionOptions,
 }
 
+/// The layers that make queries, keys and values.
+#[derive(Debug, Clone)]
+pub(crate) enum Projections {
+    /// Query, key, value.
+    Split(Box<[Linear; 3]>),
+    /// One layer for all three: `[query | key | value]`, or each head's three in turn.
+    Fused { linear: Box<Linear>, by_head: bool },
+}
+
+/// What attention knows of the tokens' places.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Places {
+    pub angles: Option<Angles>,
+    pub relative: Option<Relative>,
+}
+
 impl Attention {
     /// input `[batch, seq, hidden]`; returns the same, or `[1, samples, hidden]` of the tokens that
     /// `run` selects: what follows attention is per token, so a last layer need not compute the
     /// others.
-    pub fn forward(&self, input: Tensor<3>, angles: Option<&Angles>, run: &Run) -> Tensor<3> {
+    pub fn forward(&self, input: Tensor<3>, places: &Places, run: &Run) -> Tensor<3> {
         let segments = run.input.segments.clone();
         let context = match run.cache {
-            None => self.context(input, angles, segments, run.masking, run.mode),
+            None => self.context(input, places, segments, run.masking, run.mode),
             Some(cache) => {
                 let [batch, seq, _] = input.dims();
-                let (query, key, value) = self.project(input, angles, run.mode);
+                let [query, key, value] = self.placed(input, places, run.mode);
                 let context = cache.borrow_mut().attend(query, key, value, &self.options);
                 context.reshape([batch, seq, self.heads * self.head_dim])
             }
@@ -59,53 +76,89 @@ impl Attention {
     pub fn context(
         &self,
         input: Tensor<3>,
-        angles: Option<&Angles>,
+        places: &Places,
         segments: Tensor<2, Int>,
         masking: Masking,
         mode: Mode,
     ) -> Tensor<3> {
         let [batch, seq, _] = input.dims();
-        let (query, key, value) = self.project(input, angles, mode);
-        let context = match masking {
-            Masking::Segments => {
+        let [query, key, value] = self.placed(input, places, mode);
+        let context = match (&self.relative, &places.relative, masking) {
+            (Some(disentangled), Some(relative), _) => {
+                let bias = disentangled.bias(&query, &key, relative, &self.projections, mode);
+                let visible = visible(&segments, masking, &self.options);
+                masked_attention(query, key, value, Some(bias), visible, &self.options)
+            }
+            (_, _, Masking::Segments) => {
                 calor_kernels::attention(query, key, value, segments, &self.options)
             }
-            Masking::Transformers => padded_attention(query, key, value, segments, &self.options),
+            (_, _, Masking::Transformers) => {
+                let visible = visible(&segments, masking, &self.options);
+                masked_attention(query, key, value, None, visible, &self.options)
+            }
         };
         context.reshape([batch, seq, self.heads * self.head_dim])
     }
 
-    /// Queries `[batch, seq, heads, head_dim]`, keys and values `[batch, seq, kv_heads, head_dim]`,
-    /// rotated where the model rotates.
-    fn project(
-        &self,
-        input: Tensor<3>,
-        angles: Option<&Angles>,
-        mode: Mode,
-    ) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
+    /// Queries, keys and values, normalised and rotated where the model does that.
+    fn placed(&self, input: Tensor<3>, places: &Places, mode: Mode) -> [Tensor<4>; 3] {
+        let [mut query, mut key, value] = self.project(input, mode);
+        if let Some((query_norm, key_norm)) = &self.query_key_norm {
+            query = normed(query_norm, query);
+            key = normed(key_norm, key);
+        }
+        if let Some(angles) = &places.angles {
+            query = calor_kernels::rotary(query, angles.cos.clone(), angles.sin.clone());
+            key = calor_kernels::rotary(key, angles.cos.clone(), angles.sin.clone());
+        }
+        [query, key, value]
+    }
+
+    /// Queries, keys and values of every head: `[batch, seq, heads, head_dim]`.
+    fn project(&self, input: Tensor<3>, mode: Mode) -> [Tensor<4>; 3] {
         let [batch, seq, _] = input.dims();
         let split = |tensor: Tensor<3>, heads| -> Tensor<4> {
             tensor.reshape([batch, seq, heads, self.head_dim])
         };
-        let mut query = split(self.query.forward(input.clone(), mode), self.heads);
-        let mut key = split(self.key.forward(input.clone(), mode), self.kv_heads);
-        let value = split(self.value.forward(input, mode), self.kv_heads);
-        if let Some((query_norm, key_norm)) = &self.query_key_norm {
-            query = query_norm.forward(query);
-            key = key_norm.forward(key);
+        match &self.projections {
+            Projections::Split(projections) => {
+                let [query, key, value] = projections.as_ref();
+                [
+                    split(query.forward(input.clone(), mode), self.heads),
+                    split(key.forward(input.clone(), mode), self.kv_heads),
+                    split(value.forward(input, mode), self.kv_heads),
+                ]
+            }
+            Projections::Fused {
+                linear,
+                by_head: true,
+            } => {
+                let all = linear.forward(input, mode);
+                let all = all.reshape([batch, seq, self.heads, 3 * self.head_dim]);
+                [0, 1, 2].map(|part| all.clone().narrow(3, part * self.head_dim, self.head_dim))
+            }
+            Projections::Fused {
+                linear,
+                by_head: false,
+            } => {
+                let all = linear.forward(input, mode);
+                let [queries, keys] =
+                    [self.heads, self.kv_heads].map(|heads| heads * self.head_dim);
+                [
+                    split(all.clone().narrow(2, 0, queries), self.heads),
+                    split(all.clone().narrow(2, queries, keys), self.kv_heads),
+                    split(all.narrow(2, queries + keys, keys), self.kv_heads),
+                ]
+            }
         }
-        if let Some(angles) = angles {
-            query = calor_kernels::rotary(query, angles.cos.clone(), angles.sin.clone());
-            key = calor_kernels::rotary(key, angles.cos.clone(), angles.sin.clone());
-        }
-        (query, key, value)
     }
 
-    /// In the order of the Transformers class, norms last.
+    /// Projections first, norms last.
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
-        self.query.visit(visitor);
-        self.key.visit(visitor);
-        self.value.visit(visitor);
+        self.projections.visit(visitor);
+        if let Some(relative) = &mut self.relative {
+            relative.visit(visitor);
+        }
         self.output.visit(visitor);
         if let Some((query_norm, key_norm)) = &mut self.query_key_norm {
             query_norm.visit(visitor);
@@ -114,22 +167,50 @@ impl Attention {
     }
 }
 
-/// Attention under Transformers' masks, in plain tensor operations: a key is hidden where
-/// `segments` is 0, a query never is; one that sees nothing gets zeros, as from PyTorch's
-/// `scaled_dot_product_attention`.
-fn padded_attention(
-    query: Tensor<4>,
-    key: Tensor<4>,
-    value: Tensor<4>,
-    segments: Tensor<2, Int>,
+impl Projections {
+    fn visit<V: Visit>(&mut self, visitor: &mut V) {
+        match self {
+            Projections::Split(projections) => {
+                for projection in projections.iter_mut() {
+                    projection.visit(visitor);
+                }
+            }
+            Projections::Fused { linear, .. } => linear.visit(visitor),
+        }
+    }
+}
+
+/// Normalises heads, each for itself or all together, by the norm's width.
+fn normed(norm: &Norm, states: Tensor<4>) -> Tensor<4> {
+    let [batch, seq, heads, head_dim] = states.dims();
+    if norm.width() == head_dim {
+        return norm.forward(states);
+    }
+    norm.forward(states.reshape([batch, seq, heads * head_dim]))
+        .reshape([batch, seq, heads, head_dim])
+}
+
+/// Which key a query sees, `[batch, 1, seq, seq]`. Under Transformers' masks a key is hidden where
+/// `segments` is 0, a query never is.
+fn visible(
+    segments: &Tensor<2, Int>,
+    masking: Masking,
     options: &AttentionOptions,
-) -> Tensor<4> {
-    let [batch, seq, heads, _] = query.dims();
-    let mut visible = segments
-        .not_equal_elem(0)
+) -> Tensor<4, Bool> {
+    let [batch, seq] = segments.dims();
+    let keys = segments
+        .clone()
         .reshape([batch, 1, 1, seq])
         .repeat_dim(2, seq);
-    let index = Tensor::<1, Int>::arange(0..seq as i64, &query.device().inner());
+    let mut visible = keys.clone().not_equal_elem(0);
+    if masking == Masking::Segments {
+        let queries = segments.clone().reshape([batch, 1, seq, 1]);
+        visible = visible.bool_and(queries.repeat_dim(3, seq).equal(keys));
+    }
+    if !options.causal && options.window.is_none() {
+        return visible;
+    }
+    let index = Tensor::<1, Int>::arange(0..seq as i64, &segments.device().inner());
     let distance = index.clone().reshape([1, 1, seq, 1]).repeat_dim(3, seq)
         - index.reshape([1, 1, 1, seq]).repeat_dim(2, seq);
     if options.causal {
@@ -140,14 +221,37 @@ fn padded_attention(
         let near = distance.abs().lower_elem(window as i64);
         visible = visible.bool_and(near.repeat_dim(0, batch));
     }
+    visible
+}
+
+/// Attention in plain tensor operations, for masks and for scores that the kernel does not know. A
+/// query that sees nothing gets zeros, as from PyTorch's `scaled_dot_product_attention`. `bias`
+/// `[batch, heads, seq, seq]` is added to the products before they are scaled.
+fn masked_attention(
+    query: Tensor<4>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    bias: Option<Tensor<4>>,
+    visible: Tensor<4, Bool>,
+    options: &AttentionOptions,
+) -> Tensor<4> {
+    let [_, seq, heads, _] = query.dims();
+    let dtype = query.dtype();
     let nothing = visible.clone().any_dim(3).bool_not();
-    let scores = query
+    let mut scores = query
         .swap_dims(1, 2)
-        .matmul(spread_heads(key, heads).swap_dims(2, 3))
-        .mul_scalar(options.scale)
-        .mask_fill(visible.bool_not().repeat_dim(1, heads), -1e30);
+        .matmul(spread_heads(key, heads).swap_dims(2, 3));
+    if let Some(bias) = bias {
+        scores = scores + bias;
+    }
+    scores = scores.cast(DType::F32).mul_scalar(options.scale);
+    if let Some(cap) = options.soft_cap {
+        scores = soft_cap(scores, cap);
+    }
+    let scores = scores.mask_fill(visible.bool_not().repeat_dim(1, heads), -1e30);
     softmax(scores, 3)
         .mask_fill(nothing.repeat_dim(1, heads).repeat_dim(3, seq), 0.0)
+        .cast(dtype)
         .matmul(spread_heads(value, heads))
         .swap_dims(1, 2)
 }

@@ -5,15 +5,17 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use calor_kernels::{HostWeight, Quantization, QuantizedWeight};
 
-use crate::architecture::ModuleSpec;
+use crate::architecture::{ModuleSpec, Parts, Role};
 use crate::bitsandbytes;
+use crate::config::{ModelConfig, NormKind};
 use crate::dora::Dora;
 use crate::embedding::{EmbeddingPair, TokenEmbedding, TrainedRows};
 use crate::error::ModelError;
 use crate::linear::{Linear, LowRank};
 use crate::lora::{BiasMode, Pair, PairInit, Plan};
 use crate::matching;
-use crate::norm::{LayerNorm, RmsNorm};
+use crate::names::{OUTPUT_LAYER, Slot};
+use crate::norm::{LayerNorm, Norm, RmsNorm};
 use crate::parameter::{Parameter, ParameterKind};
 use crate::pissa::Start;
 use crate::random::Stream;
@@ -42,6 +44,55 @@ pub(crate) struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// A linear module of the backbone as its architecture describes it.
+    ///
+    /// # Errors
+    /// One that is stored transposed and named by `modules_to_save`: PEFT would have it transposed.
+    pub fn linear_of(&self, spec: &ModuleSpec) -> Result<Linear, ModelError> {
+        if spec.role != Role::LinearTransposed {
+            return self.linear(&spec.path, spec.bias);
+        }
+        let path = self.path(&spec.path);
+        if self.kind(&path) != ParameterKind::Frozen {
+            return Err(ModelError::Target {
+                module: path,
+                message: "is a `Conv1D`; training it in full is not built, give it a low-rank pair"
+                    .to_owned(),
+            });
+        }
+        let weight = match self.quantization {
+            Some(quantization) => {
+                let [output, input] = [spec.shape[1], spec.shape[0]];
+                let stored = self.finite(&format!("{}.weight", spec.path))?;
+                let values: Vec<f32> = (0..output * input)
+                    .map(|place| stored[place % input * output + place / input])
+                    .collect();
+                let host = HostWeight::quantize(&values, input, quantization);
+                self.quantized(format!("{path}.weight"), host, [output, input])
+            }
+            None => {
+                let mut weight =
+                    self.read_as(&spec.path, &path, "weight", |weight: Tensor<2>| {
+                        // Through the host, so that the transposed weight lies row by row: every
+                        // product would copy a transposed view.
+                        let (dtype, device) = (weight.dtype(), weight.device());
+                        Tensor::from_data(weight.transpose().into_data(), (&device, dtype))
+                    })?;
+                weight.transposed = true;
+                weight.into()
+            }
+        };
+        Linear {
+            weight,
+            bias: match spec.bias {
+                true => Some(self.read(&spec.path, &path, "bias")?),
+                false => None,
+            },
+            lora: None,
+        }
+        .with_pair(self, &path)
+    }
+
     /// A linear module of the backbone, by its name without class prefix.
     pub fn linear(&self, name: &str, bias: bool) -> Result<Linear, ModelError> {
         let path = self.path(name);
@@ -75,15 +126,21 @@ impl Builder<'_> {
         let Some(quantization) = self.quantization.filter(|_| frozen) else {
             return Ok(self.read(name, path, "weight")?.into());
         };
-        let values = self.stored.floats(&stored_name)?;
-        if !values.iter().all(|value| value.is_finite()) {
-            let message = "holds numbers that are not finite, which cannot be quantised";
-            return Err(self.stored.wrong(&stored_name, message));
-        }
+        let values = self.finite(&stored_name)?;
         let shape = self.stored.shape(&stored_name).unwrap_or_default();
         let shape = [shape[0], shape[1]];
         let host = HostWeight::quantize(&values, shape[1], quantization);
         Ok(self.quantized(full_name, host, shape))
+    }
+
+    /// Numbers that are to be quantised.
+    fn finite(&self, stored_name: &str) -> Result<Vec<f32>, ModelError> {
+        let values = self.stored.floats(stored_name)?;
+        if !values.iter().all(|value| value.is_finite()) {
+            let message = "holds numbers that are not finite, which cannot be quantised";
+            return Err(self.stored.wrong(stored_name, message));
+        }
+        Ok(values)
     }
 
     fn quantized(&self, name: String, host: HostWeight, shape: [usize; 2]) -> Weight {
@@ -129,14 +186,68 @@ impl Builder<'_> {
         })
     }
 
-    /// As [`Builder::linear`]; drawn as Transformers does where the checkpoint lacks it.
-    pub fn linear_or_new(&self, spec: &ModuleSpec) -> Result<Linear, ModelError> {
-        if spec.tensors().all(|(name, _)| self.stored.has(&name)) {
-            return self.linear(&spec.path, spec.bias);
+    /// A linear module behind the backbone, `prefix` before its path in the class; drawn as
+    /// Transformers does where the checkpoint lacks it.
+    pub fn linear_or_new(&self, spec: &ModuleSpec, prefix: &str) -> Result<Linear, ModelError> {
+        let path = format!("{prefix}{}", spec.path);
+        if !spec.tensors().all(|(name, _)| self.stored.has(&name)) {
+            return self
+                .drawn(spec, &path, self.kind(&path))
+                .with_pair(self, &path);
         }
+        Linear {
+            weight: self.read::<2>(&spec.path, &path, "weight")?.into(),
+            bias: match spec.bias {
+                true => Some(self.read(&spec.path, &path, "bias")?),
+                false => None,
+            },
+            lora: None,
+        }
+        .with_pair(self, &path)
+    }
+
+    /// The norm of a slot, where the model has one.
+    pub fn norm_of(
+        &self,
+        parts: &Parts,
+        slot: Slot,
+        config: &ModelConfig,
+    ) -> Result<Option<Norm>, ModelError> {
+        let Some(spec) = parts.get(slot) else {
+            return Ok(None);
+        };
         let path = self.path(&spec.path);
-        self.drawn(spec, &path, self.kind(&path))
-            .with_pair(self, &path)
+        let weight = self.read(&spec.path, &path, "weight")?;
+        let bias = match spec.bias {
+            true => Some(self.read(&spec.path, &path, "bias")?),
+            false => None,
+        };
+        Ok(Some(Norm::new(weight, bias, config)))
+    }
+
+    /// A norm behind the backbone, as [`Builder::linear_or_new`].
+    pub fn norm_or_new(
+        &self,
+        spec: &ModuleSpec,
+        prefix: &str,
+        config: &ModelConfig,
+    ) -> Result<Norm, ModelError> {
+        let path = format!("{prefix}{}", spec.path);
+        let stored = spec.tensors().all(|(name, _)| self.stored.has(&name));
+        let kind = self.kind(&path);
+        let parameter = |tensor: &str, start: f32| match stored {
+            true => self.read(&spec.path, &path, tensor),
+            false => {
+                let values = Tensor::full([spec.shape[0]], start, (self.device, DType::F32));
+                Ok(Parameter::new(format!("{path}.{tensor}"), values, kind))
+            }
+        };
+        let weight = parameter("weight", 1.0)?;
+        let bias = match spec.bias {
+            true => Some(parameter("bias", 0.0)?),
+            false => None,
+        };
+        Ok(Norm::new(weight, bias, config))
     }
 
     /// Whether the checkpoint has a head of this shape.
@@ -222,18 +333,11 @@ impl Builder<'_> {
         })
     }
 
-    pub fn rms_norm(&self, name: &str, epsilon: f64) -> Result<RmsNorm, ModelError> {
-        Ok(RmsNorm {
-            weight: self.read(name, &self.path(name), "weight")?,
-            epsilon,
-        })
-    }
-
     pub fn layer_norm(&self, name: &str, epsilon: f64) -> Result<LayerNorm, ModelError> {
         let path = self.path(name);
         Ok(LayerNorm {
             weight: self.read(name, &path, "weight")?,
-            bias: self.read(name, &path, "bias")?,
+            bias: Some(self.read(name, &path, "bias")?),
             epsilon,
         })
     }
@@ -241,7 +345,7 @@ impl Builder<'_> {
     /// The decoder's output layer: stored on its own, or the token embedding where `embedding` is
     /// given. The second of the returned pair says whether it stays the embedding in training.
     pub fn lm_head(&self, embedding: Option<&Parameter<2>>) -> Result<(Linear, bool), ModelError> {
-        let name = "lm_head";
+        let name = OUTPUT_LAYER;
         let kind = self.kind(name);
         let (weight, tied) = match embedding {
             None => (self.read(name, name, "weight")?, false),
@@ -403,6 +507,25 @@ impl Builder<'_> {
             dora,
             start,
         })
+    }
+}
+
+impl Norm {
+    /// Of the kind that the configuration says.
+    fn new(weight: Parameter<1>, bias: Option<Parameter<1>>, config: &ModelConfig) -> Norm {
+        let epsilon = config.norm_epsilon;
+        match config.design.norm {
+            NormKind::Layer { .. } => Norm::Layer(Box::new(LayerNorm {
+                weight,
+                bias,
+                epsilon,
+            })),
+            kind => Norm::Rms(Box::new(RmsNorm {
+                weight,
+                epsilon,
+                offset: kind == NormKind::RmsOffset,
+            })),
+        }
     }
 }
 

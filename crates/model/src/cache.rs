@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor, TensorData};
 use calor_kernels::AttentionOptions;
+use calor_kernels::reference::soft_cap;
 
 use crate::head::{Head, HeadOptions};
 use crate::model::Model;
@@ -105,7 +106,7 @@ impl Model {
         let hidden = self.run_cached(&input, &selection, &cache.state);
         debug_assert!(matches!(self.head, Head::CausalLm { .. }));
         let (linear, weight) = self.output_layer();
-        let logits = linear.forward_with(hidden, &weight, Mode::Infer);
+        let logits = self.capped(linear.forward_with(hidden, &weight, Mode::Infer));
         let vocab = logits.dims()[2];
         logits.reshape([batch, vocab])
     }
@@ -152,8 +153,12 @@ impl State {
         let visible = self.visible(options.window, &query).repeat_dim(2, shared);
         let scores = query
             .matmul(key.swap_dims(1, 2).swap_dims(2, 3))
-            .mul_scalar(options.scale)
-            .mask_fill(visible.bool_not().repeat_dim(1, kv_heads), -1e30);
+            .mul_scalar(options.scale);
+        let scores = match options.soft_cap {
+            Some(cap) => soft_cap(scores, cap),
+            None => scores,
+        };
+        let scores = scores.mask_fill(visible.bool_not().repeat_dim(1, kv_heads), -1e30);
         debug_assert_eq!(scores.dims(), [batch, kv_heads, shared * seq, columns]);
         softmax(scores, 3)
             .matmul(value.swap_dims(1, 2))

@@ -8,12 +8,21 @@ use std::path::{Path, PathBuf};
 
 use crate::architecture::{self, ModuleSpec, Role};
 use crate::bitsandbytes;
-use crate::config::{Family, Kind, ModelConfig};
+use crate::config::{Family, ModelConfig, ModelType};
 use crate::error::ModelError;
+use crate::names::{Names, OUTPUT_LAYER, Slot};
 use crate::stored::Stored;
 
 /// Prefixes that the classes of Transformers put before the backbone's tensors.
-const PREFIXES: [&str; 3] = ["model.", "bert.", "roberta."];
+const PREFIXES: [&str; 7] = [
+    "model.",
+    "transformer.",
+    "gpt_neox.",
+    "bert.",
+    "roberta.",
+    "electra.",
+    "deberta.",
+];
 
 /// An opened and checked checkpoint; no weight has been read yet.
 #[derive(Debug)]
@@ -70,6 +79,11 @@ impl Checkpoint {
         self.stored.has(name)
     }
 
+    pub(crate) fn has_all<'a>(&self, modules: impl Iterator<Item = &'a ModuleSpec>) -> bool {
+        let mut names = modules.flat_map(ModuleSpec::tensors);
+        names.all(|(name, _)| self.has(&name))
+    }
+
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.stored.shape(name)
     }
@@ -77,13 +91,15 @@ impl Checkpoint {
     /// Whether the output layer is the token embedding. As Transformers does it: the configuration
     /// asks for it, or rather does not get it when the file holds another output layer.
     pub(crate) fn tied_embeddings(&self) -> Result<bool, ModelError> {
-        let Kind::Decoder(decoder) = &self.config.kind else {
-            return Ok(false);
-        };
-        if !decoder.tied_embeddings {
+        if self.config.family() == Family::Encoder || !self.config.design.tied_embeddings {
             return Ok(false);
         }
-        let same = self.stored.same("lm_head.weight", "embed_tokens.weight")?;
+        let embeddings = architecture::embeddings(&self.config);
+        let weight = |module: &ModuleSpec| format!("{}.weight", module.path);
+        let output = weight(&architecture::output_layer(&self.config));
+        let same = self
+            .stored
+            .same(&output, &weight(embeddings.expect(Slot::Tokens)))?;
         Ok(same.unwrap_or(true))
     }
 
@@ -93,11 +109,21 @@ impl Checkpoint {
     }
 
     pub(crate) fn missing(&self, name: &str, expected: Vec<usize>) -> ModelError {
-        let prefix = if name.starts_with("lm_head") {
-            ""
-        } else {
-            self.prefix
-        };
+        if let Some(tensor) = name.strip_prefix(OUTPUT_LAYER) {
+            return ModelError::MissingTensor {
+                path: self.path.clone(),
+                tensor: format!("{}{tensor}", Names::of(&self.config).stored_output),
+                expected,
+            };
+        }
+        let outside = architecture::pooler(&self.config)
+            .filter(|pooler| !pooler.inside)
+            .is_some_and(|pooler| {
+                pooler
+                    .modules()
+                    .any(|module| name.starts_with(&module.path))
+            });
+        let prefix = if outside { "" } else { self.prefix };
         ModelError::MissingTensor {
             path: self.path.clone(),
             tensor: format!("{prefix}{name}"),
@@ -113,17 +139,20 @@ impl Checkpoint {
         }
         match self.config.family() {
             Family::Encoder => {
-                self.check_module(&architecture::pooler(&self.config), false, &mut used)?;
+                if let Some(pooler) = architecture::pooler(&self.config) {
+                    for module in pooler.modules() {
+                        self.check_module(module, false, &mut used)?;
+                    }
+                }
             }
             Family::Decoder => {
-                let tied = matches!(&self.config.kind, Kind::Decoder(d) if d.tied_embeddings);
-                let required = !tied
+                let required = !self.config.design.tied_embeddings
                     && self
                         .config
                         .architectures
                         .iter()
                         .any(|class| class.ends_with("ForCausalLM"));
-                let output_layer = architecture::lm_head(&self.config);
+                let output_layer = architecture::output_layer(&self.config);
                 if bitsandbytes::is_quantized(&self.stored, &output_layer.path) {
                     let weight = format!("{}.weight", output_layer.path);
                     let message = "is quantised; that is read of all linear layers but the output \
@@ -166,22 +195,29 @@ impl Checkpoint {
     /// Tensors that hub checkpoints carry and that say nothing a model needs: buffers that are
     /// computed, and heads of other tasks.
     fn tolerated(&self, name: &str) -> bool {
-        let buffers = ["rotary_emb.inv_freq", ".position_ids", ".token_type_ids"];
-        let heads: &[&str] = match self.config.family() {
-            Family::Decoder => &["score.", "qa_outputs."],
-            Family::Encoder => &["cls.", "lm_head.", "classifier.", "qa_outputs."],
-        };
+        let mut buffers = vec!["rotary_emb.inv_freq", ".position_ids", ".token_type_ids"];
+        match self.config.model_type {
+            // The causal mask, in older files.
+            ModelType::Gpt2 => buffers.extend([".attn.bias", ".attn.masked_bias"]),
+            ModelType::GptNeox => buffers.extend([".attention.bias", ".attention.masked_bias"]),
+            _ => {}
+        }
+        let heads = Names::of(&self.config).other_heads;
         buffers.iter().any(|suffix| name.ends_with(suffix))
             || heads.iter().any(|head| name.starts_with(head))
     }
 }
 
-/// The name without class prefix, in today's spelling (BERT's first checkpoints say gamma, beta).
+/// The name without class prefix, in today's spelling (BERT's first checkpoints say gamma, beta;
+/// GPT-NeoX's call the output layer `embed_out`).
 fn canonical(name: &str) -> String {
     let name = PREFIXES
         .into_iter()
         .find_map(|prefix| name.strip_prefix(prefix))
         .unwrap_or(name);
+    if let Some(tensor) = name.strip_prefix("embed_out.") {
+        return format!("{OUTPUT_LAYER}.{tensor}");
+    }
     for (old, new) in [
         ("LayerNorm.gamma", "LayerNorm.weight"),
         ("LayerNorm.beta", "LayerNorm.bias"),

@@ -93,6 +93,7 @@ impl TokenEmbedding {
             name: self.weight.name.clone(),
             tensor: table.select_assign(0, trained.tokens.clone(), change, IndexingUpdateOp::Add),
             kind: self.weight.kind,
+            transposed: false,
         }
     }
 

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::affine::{self, Affine, Sums};
 use crate::architecture::{self, ModuleSpec, TaskClass};
 use crate::builder::Builder;
-use crate::config::{Family, ModelConfig, ModelType};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Activation, Family, ModelConfig};
 use crate::error::ModelError;
 use crate::linear::Linear;
 use crate::parameter::{ParameterGroup, ParameterKind, Visit};
@@ -45,7 +46,7 @@ pub enum Pooling {
     /// That of the last token: what decoders use, as Transformers' sequence classifiers do.
     Last,
     /// That of the first token, through what the Transformers class puts behind it: BERT's pooler,
-    /// RoBERTa's dense layer.
+    /// RoBERTa's dense layer. For ModernBERT the mean instead, where its `config.json` says so.
     Cls,
     /// The mean over the sample's tokens (encoders); no Transformers class does this, so the head
     /// is saved in `calor.safetensors`.
@@ -160,7 +161,8 @@ pub(crate) enum Head {
 /// all of them are: where only soft tokens differ, which are all alike at first, nothing varies yet.
 const SMALLEST_DEVIATION: f64 = 0.1;
 
-/// One linear layer, or a hidden layer before it: RoBERTa's with its tanh, or one of ours with GELU.
+/// One linear layer, or a hidden layer before it: RoBERTa's with its tanh, ELECTRA's with GELU, or one
+/// of ours with GELU.
 #[derive(Debug, Clone)]
 pub(crate) struct Classifier {
     /// Of the mean over a sample's tokens; Transformers' heads have none.
@@ -169,12 +171,6 @@ pub(crate) struct Classifier {
     output: Linear,
     /// Whether the output layer was drawn, not read from the checkpoint.
     new: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Activation {
-    Tanh,
-    Gelu,
 }
 
 impl Classifier {
@@ -238,7 +234,9 @@ impl Classifier {
         let output = modules.pop().expect("a classifier has an output layer");
         Ok(Classifier {
             input: None,
-            hidden: modules.pop().map(|dense| (dense, Activation::Tanh)),
+            hidden: modules
+                .pop()
+                .map(|dense| (dense, config.design.classifier.activation)),
             output,
             new,
         })
@@ -275,11 +273,7 @@ impl Classifier {
             pooled = input.forward(pooled.swap_dims(0, 1)).swap_dims(0, 1);
         }
         if let Some((dense, activation)) = &self.hidden {
-            pooled = dense.forward(pooled, mode);
-            pooled = match activation {
-                Activation::Tanh => pooled.tanh(),
-                Activation::Gelu => burn::tensor::activation::gelu(pooled),
-            };
+            pooled = activation.apply(dense.forward(pooled, mode));
         }
         let logits = self.output.forward(pooled, mode);
         let [_, samples, labels] = logits.dims();
@@ -312,13 +306,9 @@ impl Classifier {
 /// Names that PEFT always adds to `modules_to_save` of a classifier of sequences or tokens.
 pub(crate) const CLASSIFIER_NAMES: [&str; 2] = ["classifier", "score"];
 
-/// Modules trained in full whatever the adapter's options say: the class's head, and BERT's pooler
-/// where the checkpoint has none, since a new one that nobody trains or saves would be noise.
-pub(crate) fn always_saved(
-    class: TaskClass,
-    model_type: ModelType,
-    has_pooler: bool,
-) -> Vec<String> {
+/// Modules trained in full whatever the adapter's options say: the class's head, and the pooler that
+/// it reads where the checkpoint has none, since a new one that nobody trains or saves would be noise.
+pub(crate) fn always_saved(class: TaskClass, checkpoint: &Checkpoint) -> Vec<String> {
     let mut names = Vec::new();
     if matches!(
         class,
@@ -326,8 +316,13 @@ pub(crate) fn always_saved(
     ) {
         names.extend(CLASSIFIER_NAMES.map(str::to_owned));
     }
-    if class == TaskClass::SequenceClassifier && model_type == ModelType::Bert && !has_pooler {
-        names.push("pooler".to_owned());
+    let pooler = architecture::pooler(checkpoint.config());
+    if let Some(pooler) = pooler.filter(|pooler| pooler.read_by(class))
+        && !checkpoint.has_all(pooler.modules())
+    {
+        // The module that holds all of it: `pooler`, `head`.
+        let (holder, _) = pooler.dense.path.split_once('.').expect("`holder.dense`");
+        names.push(holder.to_owned());
     }
     names
 }

@@ -67,7 +67,7 @@ impl<'a> Keys<'a> {
         Ok(width / heads)
     }
 
-    /// The activation of an encoder's feed-forward blocks.
+    /// The activation of feed-forward blocks and poolers.
     pub fn activation(&self, key: &str, default: Activation) -> Result<Activation, ModelError> {
         match self.text(key)? {
             None => Ok(default),
@@ -78,9 +78,11 @@ impl<'a> Keys<'a> {
             }
             Some("quick_gelu") => Ok(Activation::QuickGelu),
             Some("relu") => Ok(Activation::Relu),
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("tanh") => Ok(Activation::Tanh),
             Some(_) => Err(self.unsupported(
                 key,
-                "encoders use gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, quick_gelu or relu",
+                "use gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, quick_gelu, relu, silu or tanh",
             )),
         }
     }

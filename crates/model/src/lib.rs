@@ -2,12 +2,13 @@
 //!
 //! A [`Checkpoint`] is opened and checked against its architecture before any weight is read, then
 //! becomes a [`Model`] on a device: a frozen backbone of one of two families, decoders (Llama,
-//! SmolLM2, Mistral, Qwen2, Qwen3) and encoders (BERT, MiniLM, RoBERTa), a LoRA adapter that works
-//! on activations (with DoRA, PiSSA, pairs on the token embedding, trained tokens and biases), and a
-//! head. Images, signals, series, feature vectors and speech join the tokens as soft tokens, through
-//! encoders of their own. Frozen linear layers may be kept in 8 or 4 bits, quantised while they are
-//! read or as bitsandbytes has stored them. Adapters are read and written as PEFT does, and
-//! [`merge`]d into their checkpoint or with each other.
+//! SmolLM2, Mistral, Qwen2, Qwen3, OLMo 2, Phi-3, Gemma 2 and 3, GPT-2, GPT-NeoX) and encoders (BERT,
+//! MiniLM, RoBERTa, ELECTRA, ModernBERT, DeBERTa-v3), a LoRA adapter that works on activations (with
+//! DoRA, PiSSA, pairs on the token embedding, trained tokens and biases), and a head. Images, signals,
+//! series, feature vectors and speech join the tokens as soft tokens, through encoders of their own.
+//! Frozen linear layers may be kept in 8 or 4 bits, quantised while they are read or as bitsandbytes has
+//! stored them. Adapters are read and written as PEFT does, and [`merge`]d into their checkpoint or with
+//! each other.
 //! [`parity`] compares a model with stored results of Transformers.
 //!
 //! This crate knows no patients and no files but checkpoints, adapters and references. Hot
@@ -21,17 +22,18 @@ mod adapter_file;
 mod affine;
 mod architecture;
 mod attention;
+mod backbone;
 mod bitsandbytes;
+mod block;
 mod builder;
 mod cache;
 mod checkpoint;
 mod combine;
 mod config;
 mod config_file;
-mod decoder;
 mod dora;
 mod embedding;
-mod encoder;
+mod embeddings;
 mod error;
 mod fusion;
 mod head;
@@ -46,14 +48,17 @@ mod merge;
 mod merged;
 mod mlp;
 mod model;
+mod names;
 mod norm;
 mod output_loss;
 mod parameter;
 pub mod parity;
+mod parity_gradients;
 mod pissa;
 mod portable;
 mod random;
 mod recompute;
+mod relative;
 mod rope;
 mod run;
 mod singular;

@@ -9,9 +9,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::architecture::{ModuleSpec, Role, TaskClass};
 use crate::error::ModelError;
 use crate::lora::{LoraOptions, Targets};
+use crate::names::OUTPUT_LAYER;
 
 /// What Transformers calls the token embedding.
-pub(crate) const TOKEN_EMBEDDINGS: [&str; 2] = ["embed_tokens", "word_embeddings"];
+pub(crate) const TOKEN_EMBEDDINGS: [&str; 5] = [
+    "embed_tokens",
+    "word_embeddings",
+    "tok_embeddings",
+    "embed_in",
+    "wte",
+];
 
 /// Names or a regular expression, as `exclude_modules` takes them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,7 +97,7 @@ pub(crate) fn targeted<'a>(
     let mut chosen = Vec::new();
     for module in modules {
         if selector.selects(&module.path)? {
-            if module.role != Role::Linear && !token_embedding(module) {
+            if !module.is_linear() && !token_embedding(module) {
                 return Err(unfit(
                     &module.path,
                     "is neither a linear layer nor the token embedding",
@@ -110,7 +117,7 @@ pub(crate) fn targeted<'a>(
             message: "matches no module; the linear modules are called, for example, ".to_owned()
                 + &modules
                     .iter()
-                    .filter(|module| module.role == Role::Linear)
+                    .filter(|module| module.is_linear())
                     .take(7)
                     .map(|module| module.path.as_str())
                     .collect::<Vec<_>>()
@@ -281,14 +288,14 @@ fn token_embedding(module: &ModuleSpec) -> bool {
 fn all_linear(class: TaskClass, modules: &[ModuleSpec]) -> Vec<String> {
     let output = |path: &str| match class {
         TaskClass::Backbone => false,
-        TaskClass::CausalLm => path == "lm_head",
+        TaskClass::CausalLm => path == OUTPUT_LAYER,
         TaskClass::SequenceClassifier | TaskClass::TokenClassifier => {
             path == "score" || path == "classifier"
         }
     };
     modules
         .iter()
-        .filter(|module| module.role == Role::Linear && !output(&module.path))
+        .filter(|module| module.is_linear() && !output(&module.path))
         .map(|module| module.path.clone())
         .collect()
 }

@@ -19,14 +19,15 @@ use burn::tensor::DType;
 use calor_kernels::Quantization;
 use serde::Serialize;
 
-use crate::architecture::{ModuleSpec, Role, TaskClass};
+use crate::architecture::{self, ModuleSpec, Role, TaskClass};
 use crate::checkpoint::Checkpoint;
-use crate::config::{Kind, ModelConfig};
+use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::head::{self, HeadOptions, Pooling};
 use crate::lora::BiasMode;
 use crate::matching;
 use crate::model::{ModelOptions, reachable};
+use crate::names::Slot;
 use crate::recompute::Recompute;
 
 /// Bytes of what is trained, and of statistics and sums.
@@ -111,6 +112,8 @@ pub struct MemoryModel {
     blocks: Vec<Block>,
     hidden: u64,
     head_dim: u64,
+    /// Rotated dimensions of a head, summed over the model's ropes.
+    rotated: u64,
     vocab: u64,
     /// Whether the last norm stands behind the blocks, as in decoders.
     norm_last: bool,
@@ -147,6 +150,8 @@ struct Block {
     heads: u64,
     gated: bool,
     norms_query: bool,
+    /// Scores of attention to relative positions, in plain operations.
+    relative: bool,
     /// Ranks of the pairs together.
     ranks: u64,
     /// Inputs of the pairs together, and outputs.
@@ -169,12 +174,11 @@ impl MemoryModel {
         let config = checkpoint.config();
         let class = options.head.class(config)?;
         let modules = class.modules(config, options.head.labels());
-        let has_pooler = checkpoint.has("pooler.dense.weight");
         let mut saved = match &options.lora {
             Some(lora) => lora.modules_to_save.clone(),
             None => Vec::new(),
         };
-        saved.extend(head::always_saved(class, config.model_type, has_pooler));
+        saved.extend(head::always_saved(class, checkpoint));
         let plan = match &options.lora {
             Some(lora) => {
                 let mut lora = lora.clone();
@@ -188,7 +192,7 @@ impl MemoryModel {
         let tied = checkpoint.tied_embeddings()?;
         let (mut frozen_bytes, mut mapped_tables_bytes) = (0, 0);
         let mut trained_parameters = own_head(config, options);
-        let layers = config.layers;
+        let layers = config.layers();
         let mut ranks = vec![0u64; layers];
         let mut adapted_inputs = vec![0u64; layers];
         let mut adapted_outputs = vec![0u64; layers];
@@ -224,8 +228,12 @@ impl MemoryModel {
                 }
             }
             if let Some(pair) = pair {
-                let inputs = module.shape[1..].iter().product::<usize>() as u64;
-                trained_parameters += pair.rank as u64 * (inputs + module.shape[0] as u64);
+                let [inputs, outputs] = match module.role {
+                    Role::LinearTransposed => [module.shape[0], module.shape[1]],
+                    _ => [module.shape[1..].iter().product(), module.shape[0]],
+                }
+                .map(|width| width as u64);
+                trained_parameters += pair.rank as u64 * (inputs + outputs);
                 if let Some(layer) = layer {
                     ranks[layer] += pair.rank as u64;
                     adapted_inputs[layer] += inputs;
@@ -249,20 +257,18 @@ impl MemoryModel {
             match layer {
                 Some(layer) => trained_in[layer] |= trained || pair.is_some(),
                 None => {
-                    let behind = module.role == Role::Linear || module.path.ends_with("norm");
+                    let behind = module.is_linear() || module.path.ends_with("norm");
                     trained_before |= (trained || pair.is_some()) && !behind;
                 }
             }
         }
-        let (key, head_dim, gated, norms_query) = match &config.kind {
-            Kind::Decoder(decoder) => (
-                decoder.kv_heads * decoder.head_dim,
-                decoder.head_dim,
-                true,
-                decoder.query_key_norm,
-            ),
-            Kind::Encoder(_) => (config.hidden, config.hidden / config.heads, false, false),
+        let design = &config.design;
+        let parts = |slots: [Slot; 2]| {
+            let layer = (layers > 0).then(|| architecture::layer(config, layers - 1));
+            layer.is_some_and(|layer| slots.iter().any(|slot| layer.get(*slot).is_some()))
         };
+        let gated = parts([Slot::Gate, Slot::GateUp]);
+        let norm_last = architecture::end(config).get(Slot::FinalNorm).is_some();
         let mut tracked = trained_before;
         let blocks = (0..layers)
             .map(|layer| {
@@ -271,11 +277,12 @@ impl MemoryModel {
                 Block {
                     hidden: config.hidden as u64,
                     query: config.query_width() as u64,
-                    key: key as u64,
+                    key: (design.kv_heads * design.head_dim) as u64,
                     intermediate: config.intermediate as u64,
                     heads: config.heads as u64,
                     gated,
-                    norms_query,
+                    norms_query: design.query_key_norm.is_some(),
+                    relative: design.relative.is_some(),
                     ranks: ranks[layer],
                     adapted_inputs: adapted_inputs[layer],
                     adapted_outputs: adapted_outputs[layer],
@@ -290,9 +297,10 @@ impl MemoryModel {
             trained_parameters,
             blocks,
             hidden: config.hidden as u64,
-            head_dim: head_dim as u64,
+            head_dim: design.head_dim as u64,
+            rotated: design.ropes.iter().map(|rope| rope.rotated as u64).sum(),
             vocab: config.vocab as u64,
-            norm_last: matches!(config.kind, Kind::Decoder(_)),
+            norm_last,
             output: match options.head {
                 HeadOptions::None => Output::States,
                 HeadOptions::CausalLm => Output::Vocabulary {
@@ -459,6 +467,11 @@ impl Count<'_> {
             };
         }
         let mut bytes = element * (positions * early + selected * late);
+        if block.relative {
+            // The scores of all pairs: their sum after the softmax, masked, and what was gathered.
+            let scores = self.shape.rows as u64 * heads * (self.shape.seq as u64).pow(2);
+            bytes += scores * (2 * F32 + 1 + element);
+        }
         bytes += F32 * (positions * heads + selected * block.ranks);
         if self.plain() {
             // Scores after the softmax in f32 and as they are multiplied, their mask, and the keys
@@ -473,10 +486,7 @@ impl Count<'_> {
 
     /// Rotary tables, for the whole pass.
     fn tables(&self) -> u64 {
-        match self.model.norm_last {
-            true => 2 * self.shape.positions() * self.model.head_dim * self.model.element(),
-            false => 0,
-        }
+        2 * self.shape.positions() * self.model.rotated * self.model.element()
     }
 
     /// The input of the norm behind the blocks.

@@ -1,4 +1,4 @@
-//! The feed-forward blocks of both families.
+//! The feed-forward blocks.
 
 use burn::tensor::{Tensor, activation};
 
@@ -7,29 +7,81 @@ use crate::linear::Linear;
 use crate::parameter::Visit;
 use crate::run::Mode;
 
-/// `down(silu(gate(x)) · up(x))` (Shazeer 2020), of decoders.
+/// Either of the two.
+#[derive(Debug, Clone)]
+pub(crate) enum FeedForward {
+    Plain(Box<Mlp>),
+    Gated(Box<GatedMlp>),
+}
+
+impl FeedForward {
+    pub fn forward(&self, input: Tensor<3>, mode: Mode) -> Tensor<3> {
+        match self {
+            FeedForward::Plain(mlp) => mlp.forward(input, mode),
+            FeedForward::Gated(mlp) => mlp.forward(input, mode),
+        }
+    }
+
+    pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
+        match self {
+            FeedForward::Plain(mlp) => mlp.visit(visitor),
+            FeedForward::Gated(mlp) => mlp.visit(visitor),
+        }
+    }
+}
+
+/// `down(activation(gate(x)) · up(x))` (Shazeer 2020).
 #[derive(Debug, Clone)]
 pub(crate) struct GatedMlp {
-    pub gate: Linear,
-    pub up: Linear,
+    pub input: GateUp,
     pub down: Linear,
+    pub activation: Activation,
+}
+
+/// The two branches of a gated block, or both in one layer, the gate first.
+#[derive(Debug, Clone)]
+pub(crate) enum GateUp {
+    Split(Box<[Linear; 2]>),
+    Fused(Box<Linear>),
 }
 
 impl GatedMlp {
     pub fn forward(&self, input: Tensor<3>, mode: Mode) -> Tensor<3> {
-        let gate = self.gate.forward(input.clone(), mode);
-        let up = self.up.forward(input, mode);
-        self.down.forward(calor_kernels::swiglu(gate, up), mode)
+        let (gate, up) = match &self.input {
+            GateUp::Split(branches) => {
+                let [gate, up] = branches.as_ref();
+                (gate.forward(input.clone(), mode), up.forward(input, mode))
+            }
+            GateUp::Fused(both) => {
+                let both = both.forward(input, mode);
+                let width = both.dims()[2] / 2;
+                (
+                    both.clone().narrow(2, 0, width),
+                    both.narrow(2, width, width),
+                )
+            }
+        };
+        let wide = match self.activation {
+            Activation::Silu => calor_kernels::swiglu(gate, up),
+            activation => activation.apply(gate) * up,
+        };
+        self.down.forward(wide, mode)
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
-        self.gate.visit(visitor);
-        self.up.visit(visitor);
+        match &mut self.input {
+            GateUp::Split(branches) => {
+                for branch in branches.iter_mut() {
+                    branch.visit(visitor);
+                }
+            }
+            GateUp::Fused(both) => both.visit(visitor),
+        }
         self.down.visit(visitor);
     }
 }
 
-/// `output(activation(intermediate(x)))`, of encoders.
+/// `output(activation(intermediate(x)))`.
 #[derive(Debug, Clone)]
 pub(crate) struct Mlp {
     pub intermediate: Linear,
@@ -40,17 +92,24 @@ pub(crate) struct Mlp {
 impl Mlp {
     pub fn forward(&self, input: Tensor<3>, mode: Mode) -> Tensor<3> {
         let wide = self.intermediate.forward(input, mode);
-        let wide = match self.activation {
-            Activation::Gelu => calor_kernels::gelu(wide),
-            Activation::GeluTanh => calor_kernels::gelu_tanh(wide),
-            Activation::QuickGelu => wide.clone() * activation::sigmoid(wide * 1.702),
-            Activation::Relu => activation::relu(wide),
-        };
-        self.output.forward(wide, mode)
+        self.output.forward(self.activation.apply(wide), mode)
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
         self.intermediate.visit(visitor);
         self.output.visit(visitor);
+    }
+}
+
+impl Activation {
+    pub fn apply<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
+        match self {
+            Activation::Gelu => calor_kernels::gelu(input),
+            Activation::GeluTanh => calor_kernels::gelu_tanh(input),
+            Activation::QuickGelu => input.clone() * activation::sigmoid(input * 1.702),
+            Activation::Relu => activation::relu(input),
+            Activation::Silu => activation::silu(input),
+            Activation::Tanh => input.tanh(),
+        }
     }
 }

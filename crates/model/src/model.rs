@@ -1,6 +1,7 @@
 //! The model: a backbone, an adapter on it, a head.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,19 +10,19 @@ use calor_kernels::Quantization;
 use serde::Serialize;
 
 use crate::adapter_file;
-use crate::architecture::{ModuleSpec, TaskClass};
+use crate::architecture::{self, ModuleSpec, Role, TaskClass};
 use crate::attention::Masking;
+use crate::backbone::Backbone;
 use crate::builder::Builder;
 use crate::cache::State;
 use crate::checkpoint::Checkpoint;
-use crate::config::{Family, Kind, ModelConfig};
-use crate::decoder::Decoder;
+use crate::config::{Family, ModelConfig};
 use crate::embedding::TokenEmbedding;
-use crate::encoder::Encoder;
 use crate::error::ModelError;
 use crate::fusion::{self, Fusion, FusionOptions};
 use crate::head::{self, Classifier, Head, HeadOptions, Pooling};
 use crate::lora::{BiasMode, LoraOptions, PairInit, Plan};
+use crate::names::OUTPUT_LAYER;
 use crate::output_loss::chunked_cross_entropy;
 use crate::parameter::{
     Parameter, ParameterGroup, ParameterKind, ParameterVisitor, Visit, peft_key,
@@ -95,17 +96,11 @@ pub struct Model {
     pub(crate) class: TaskClass,
     pub(crate) plan: Arc<Plan>,
     pub(crate) modules_to_save: Vec<String>,
-    backbone: Backbone,
+    backbone: Box<Backbone>,
     pub(crate) fusion: Option<Fusion>,
     pub(crate) head: Head,
     recompute: Recompute,
     device: Device,
-}
-
-#[derive(Debug, Clone)]
-enum Backbone {
-    Decoder(Box<Decoder>),
-    Encoder(Box<Encoder>),
 }
 
 /// Numbers of parameters, for the arithmetic of FLOPs and memory.
@@ -170,12 +165,11 @@ impl Model {
         let config = checkpoint.config();
         let class = options.head.class(config)?;
         let modules = class.modules(config, options.head.labels());
-        let has_pooler = checkpoint.has("pooler.dense.weight");
         let mut modules_to_save = match &options.lora {
             Some(lora) => lora.modules_to_save.clone(),
             None => Vec::new(),
         };
-        for name in head::always_saved(class, config.model_type, has_pooler) {
+        for name in head::always_saved(class, checkpoint) {
             if !modules_to_save.contains(&name) {
                 modules_to_save.push(name);
             }
@@ -241,63 +235,55 @@ impl Model {
             starts: starts.map(TensorFile::open).transpose()?,
             device: &device,
         };
-        let backbone = match &config.kind {
-            Kind::Decoder(decoder) => {
-                Backbone::Decoder(Box::new(Decoder::build(&builder, config, decoder)?))
-            }
-            Kind::Encoder(encoder) => {
-                let path = format!("{}pooler.dense", class.prefix(config.model_type));
-                let with_pooler = builder.plan.contains_key(&path)
-                    || crate::matching::saved(&builder.modules_to_save, &path)
-                    || (class == TaskClass::SequenceClassifier
-                        && config.model_type == crate::ModelType::Bert);
-                Backbone::Encoder(Box::new(Encoder::build(
-                    &builder,
-                    config,
-                    encoder,
-                    with_pooler,
-                )?))
-            }
-        };
+        let pooler = architecture::pooler(config).filter(|pooler| {
+            let path = format!("{}{}", pooler.prefix(config, class), pooler.dense.path);
+            builder.plan.contains_key(&path)
+                || crate::matching::saved(&builder.modules_to_save, &path)
+                || pooler.read_by(class)
+        });
+        let pooler = pooler.map(|pooler| {
+            let prefix = pooler.prefix(config, class);
+            (pooler, prefix)
+        });
+        let backbone = Box::new(Backbone::build(&builder, config, pooler)?);
         let fusion = match &options.fusion {
             Some(fusion) => Some(Fusion::new(
                 fusion,
-                backbone.embedding(),
+                &backbone.embedding().weight.tensor,
+                backbone.embedding_scale(),
                 options.dtype,
                 &device,
             )?),
             None => None,
         };
-        let head = match (options.head, &backbone) {
-            (HeadOptions::CausalLm, Backbone::Decoder(decoder)) => {
+        let head = match options.head {
+            HeadOptions::CausalLm => {
                 let tied = checkpoint.tied_embeddings()?;
-                if !tied && !checkpoint.has("lm_head.weight") {
+                let weight = format!("{OUTPUT_LAYER}.weight");
+                if !tied && !checkpoint.has(&weight) {
                     let expected = vec![config.vocab, config.hidden];
-                    return Err(checkpoint.missing("lm_head.weight", expected));
+                    return Err(checkpoint.missing(&weight, expected));
                 }
-                let embedding = tied.then_some(&decoder.embedding.weight);
+                let embedding = tied.then(|| &backbone.embedding().weight);
                 let (linear, tied) = builder.lm_head(embedding)?;
                 Head::CausalLm {
                     linear: Box::new(linear),
                     tied,
                 }
             }
-            (
-                HeadOptions::Classifier {
-                    labels, pooling, ..
-                },
-                _,
-            ) => Head::Classifier(Box::new(Classifier::build(
+            HeadOptions::Classifier {
+                labels, pooling, ..
+            } => Head::Classifier(Box::new(Classifier::build(
                 &builder,
                 config,
                 labels,
                 pooling,
                 options.head_hidden,
             )?)),
-            (HeadOptions::TokenClassifier { labels }, _) => {
+            HeadOptions::TokenClassifier { labels } => {
                 Head::Classifier(Box::new(Classifier::of_tokens(&builder, config, labels)?))
             }
-            _ => Head::None,
+            HeadOptions::None => Head::None,
         };
         let Builder {
             plan,
@@ -342,15 +328,22 @@ impl Model {
                 let hidden = self.hidden_masked(input, mode, masking);
                 mean_over_samples(hidden, &input.samples)
             }
+            Pooling::Cls if self.config.design.classifier.mean => {
+                let hidden = self.hidden_masked(input, mode, masking);
+                let mean = mean_over_samples(hidden, &input.samples);
+                self.backbone.pool(mean, mode)
+            }
             Pooling::Last | Pooling::Cls => {
                 let selection = Selection::new(input, pooling);
                 let tokens = self.run(input, mode, masking, Some(&selection));
-                match &self.backbone {
-                    Backbone::Encoder(encoder) => encoder.pool(tokens, mode),
-                    Backbone::Decoder(_) => tokens,
-                }
+                self.backbone.pool(tokens, mode)
             }
         }
+    }
+
+    /// What the backbone's pooler makes of states, where it has one.
+    pub(crate) fn pool(&self, states: Tensor<3>, mode: Mode) -> Tensor<3> {
+        self.backbone.pool(states, mode)
     }
 
     /// Hidden states after the last norm, `[batch, seq, hidden]`.
@@ -411,7 +404,7 @@ impl Model {
     pub fn logits(&self, input: &ModelInput, mode: Mode) -> Tensor<3> {
         let hidden = self.hidden(input, mode);
         let (linear, weight) = self.output_layer();
-        linear.forward_with(hidden, &weight, mode)
+        self.capped(linear.forward_with(hidden, &weight, mode))
     }
 
     /// Cross-entropy of a language model, summed over the tokens whose target is not −100, `[1]`.
@@ -438,11 +431,20 @@ impl Model {
         let [batch, seq, width] = hidden.dims();
         let (linear, weight) = self.output_layer();
         let hidden = hidden.reshape([batch * seq, width]);
+        let soft_cap = self.config.design.logit_soft_cap;
         if linear.lora.is_some() || !calor_kernels::fuses_cross_entropy(&hidden) {
-            return chunked_cross_entropy(linear, &weight, hidden, targets, mode);
+            return chunked_cross_entropy(linear, &weight, hidden, targets, soft_cap, mode);
         }
         let weight = weight.matching(hidden.dtype());
-        calor_kernels::linear_cross_entropy(hidden, weight, targets)
+        calor_kernels::linear_cross_entropy(hidden, weight, targets, soft_cap)
+    }
+
+    /// Logits within the bounds that the model's logits have.
+    pub(crate) fn capped(&self, logits: Tensor<3>) -> Tensor<3> {
+        match self.config.design.logit_soft_cap {
+            Some(cap) => calor_kernels::reference::soft_cap(logits, cap),
+            None => logits,
+        }
     }
 
     /// The frozen weight of an output layer that carries a pair: PEFT stores it with the adapter.
@@ -470,25 +472,19 @@ impl Model {
 
     /// The token embedding, with what the adapter adds to it.
     pub(crate) fn token_embedding(&self) -> &TokenEmbedding {
-        match &self.backbone {
-            Backbone::Decoder(decoder) => &decoder.embedding,
-            Backbone::Encoder(encoder) => &encoder.words,
-        }
+        self.backbone.embedding()
     }
 
     pub(crate) fn token_embedding_mut(&mut self) -> &mut TokenEmbedding {
-        match &mut self.backbone {
-            Backbone::Decoder(decoder) => &mut decoder.embedding,
-            Backbone::Encoder(encoder) => &mut encoder.words,
-        }
+        self.backbone.embedding_mut()
     }
 
     pub(crate) fn output_layer(&self) -> (&crate::linear::Linear, Parameter<2>) {
-        match (&self.head, &self.backbone) {
-            (Head::CausalLm { linear, tied: true }, Backbone::Decoder(decoder)) => {
-                (linear, decoder.embedding.output_weight())
+        match &self.head {
+            Head::CausalLm { linear, tied: true } => {
+                (linear, self.backbone.embedding().output_weight())
             }
-            (Head::CausalLm { linear, .. }, _) => {
+            Head::CausalLm { linear, .. } => {
                 let weight = linear.weight.dense().cloned();
                 (linear, weight.expect("output layers are never quantised"))
             }
@@ -554,7 +550,7 @@ impl Model {
 
     /// Share of the forward pass's operations on weights that the backward pass does again.
     pub fn recomputed_share(&self) -> f64 {
-        let layers = self.config.layers;
+        let layers = self.config.layers();
         let size = self.size();
         let output = match &self.head {
             Head::CausalLm { .. } => (self.config.vocab * self.config.hidden) as u64,
@@ -585,6 +581,7 @@ impl Model {
     pub fn size(&self) -> ModelSize {
         struct Count {
             size: ModelSize,
+            embeddings: BTreeSet<String>,
         }
         impl Visit for Count {
             fn visit_quantized(&mut self, parameter: &mut QuantizedParameter) {
@@ -595,8 +592,7 @@ impl Model {
 
             fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>) {
                 let count = parameter.tensor.shape().num_elements() as u64;
-                let embedding = parameter.name.contains("embed");
-                let norm = D == 1;
+                let embedding = self.embeddings.contains(&parameter.name);
                 let size = &mut self.size;
                 if parameter.kind == ParameterKind::Frozen {
                     size.frozen_bytes += count * parameter.tensor.dtype().size() as u64;
@@ -615,7 +611,7 @@ impl Model {
                     ParameterKind::Frozen if parameter.name.starts_with(fusion::PREFIX) => {
                         &mut size.tower_parameters
                     }
-                    ParameterKind::Frozen if embedding && !norm => &mut size.embedding_parameters,
+                    ParameterKind::Frozen if embedding => &mut size.embedding_parameters,
                     ParameterKind::Frozen => &mut size.base_parameters,
                 } += count;
             }
@@ -631,10 +627,17 @@ impl Model {
                 projector_parameters: 0,
                 hidden: self.config.hidden as u64,
                 attention_width: self.config.query_width() as u64,
-                layers: self.config.layers as u64,
+                layers: self.config.layers() as u64,
                 frozen_bytes: 0,
                 causal: self.config.family() == Family::Decoder,
             },
+            embeddings: self
+                .class
+                .modules(&self.config, self.options.head.labels())
+                .into_iter()
+                .filter(|module| module.role == Role::Embedding)
+                .map(|module| format!("{}.weight", module.path))
+                .collect(),
         };
         self.clone().visit(&mut count);
         if let Head::CausalLm { tied: true, .. } = self.head {
@@ -677,10 +680,7 @@ impl Model {
 
     /// Goes through every tensor, in the order of the Transformers class.
     pub(crate) fn visit<V: Visit>(&mut self, visitor: &mut V) {
-        match &mut self.backbone {
-            Backbone::Decoder(decoder) => decoder.visit(visitor),
-            Backbone::Encoder(encoder) => encoder.visit(visitor),
-        }
+        self.backbone.visit(visitor);
         if let Some(fusion) = &mut self.fusion {
             fusion.visit(visitor);
         }
@@ -690,23 +690,6 @@ impl Model {
             Head::CausalLm { linear, tied: true } => linear.visit_rest(visitor),
             Head::CausalLm { linear, .. } => linear.visit(visitor),
             Head::Classifier(classifier) => classifier.visit(visitor),
-        }
-    }
-}
-
-impl Backbone {
-    /// The token embedding, `[vocab, hidden]`.
-    fn embedding(&self) -> &Tensor<2> {
-        match self {
-            Backbone::Decoder(decoder) => &decoder.embedding.weight.tensor,
-            Backbone::Encoder(encoder) => &encoder.words.weight.tensor,
-        }
-    }
-
-    fn forward(&self, run: &Run) -> Tensor<3> {
-        match self {
-            Backbone::Decoder(decoder) => decoder.forward(run),
-            Backbone::Encoder(encoder) => encoder.forward(run),
         }
     }
 }

@@ -1,20 +1,60 @@
-//! The two normalisations, over the last dimension.
+//! The normalisations, over the last dimension.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::parameter::{Parameter, Visit};
 
-/// RMS norm (Zhang and Sennrich 2019), of decoders.
+/// Either of the two.
+#[derive(Debug, Clone)]
+pub(crate) enum Norm {
+    Rms(Box<RmsNorm>),
+    Layer(Box<LayerNorm>),
+}
+
+impl Norm {
+    pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
+        match self {
+            Norm::Rms(norm) => norm.forward(input),
+            Norm::Layer(norm) => norm.forward(input),
+        }
+    }
+
+    /// Length of what it normalises.
+    pub fn width(&self) -> usize {
+        let [width] = match self {
+            Norm::Rms(norm) => norm.weight.tensor.dims(),
+            Norm::Layer(norm) => norm.weight.tensor.dims(),
+        };
+        width
+    }
+
+    pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
+        match self {
+            Norm::Rms(norm) => norm.visit(visitor),
+            Norm::Layer(norm) => norm.visit(visitor),
+        }
+    }
+}
+
+/// RMS norm (Zhang and Sennrich 2019).
 #[derive(Debug, Clone)]
 pub(crate) struct RmsNorm {
     pub weight: Parameter<1>,
     pub epsilon: f64,
+    /// Multiplies by `1 + weight` (Gemma).
+    pub offset: bool,
 }
 
 impl RmsNorm {
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let weight = self.weight.matching(input.dtype());
-        calor_kernels::rms_norm(input, weight, self.epsilon)
+        let dtype = input.dtype();
+        if self.offset {
+            // In f32: in half precision 1 + weight would lose the weight.
+            let weight = self.weight.matching(DType::F32).add_scalar(1.0);
+            return calor_kernels::rms_norm(input.cast(DType::F32), weight, self.epsilon)
+                .cast(dtype);
+        }
+        calor_kernels::rms_norm(input, self.weight.matching(dtype), self.epsilon)
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
@@ -22,23 +62,29 @@ impl RmsNorm {
     }
 }
 
-/// Layer norm (Ba et al. 2016), of encoders.
+/// Layer norm (Ba et al. 2016).
 #[derive(Debug, Clone)]
 pub(crate) struct LayerNorm {
     pub weight: Parameter<1>,
-    pub bias: Parameter<1>,
+    pub bias: Option<Parameter<1>>,
     pub epsilon: f64,
 }
 
 impl LayerNorm {
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         let dtype = input.dtype();
-        let (weight, bias) = (self.weight.matching(dtype), self.bias.matching(dtype));
+        let weight = self.weight.matching(dtype);
+        let bias = match &self.bias {
+            Some(bias) => bias.matching(dtype),
+            None => Tensor::zeros(weight.dims(), (&weight.device().inner(), dtype)),
+        };
         calor_kernels::layer_norm(input, weight, bias, self.epsilon)
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
         visitor.visit(&mut self.weight);
-        visitor.visit(&mut self.bias);
+        if let Some(bias) = &mut self.bias {
+            visitor.visit(bias);
+        }
     }
 }

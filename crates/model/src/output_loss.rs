@@ -22,22 +22,28 @@ pub(crate) fn chunked_cross_entropy(
     weight: &Parameter<2>,
     hidden: Tensor<2>,
     targets: Tensor<1, Int>,
+    soft_cap: Option<f32>,
     mode: Mode,
 ) -> Tensor<1> {
     let vocab = weight.tensor.dims()[0];
-    in_chunks(
+    let layer = Output {
         linear,
         weight,
-        hidden,
-        targets,
-        mode,
-        CHUNK_ELEMENTS / vocab.max(1),
-    )
+        soft_cap,
+    };
+    in_chunks(layer, hidden, targets, mode, CHUNK_ELEMENTS / vocab.max(1))
+}
+
+/// The output layer, its weight, and the bounds of its logits.
+#[derive(Clone, Copy)]
+struct Output<'a> {
+    linear: &'a Linear,
+    weight: &'a Parameter<2>,
+    soft_cap: Option<f32>,
 }
 
 fn in_chunks(
-    linear: &Linear,
-    weight: &Parameter<2>,
+    output: Output,
     hidden: Tensor<2>,
     targets: Tensor<1, Int>,
     mode: Mode,
@@ -51,8 +57,9 @@ fn in_chunks(
         .map(|(number, start)| {
             let length = tokens_a_chunk.min(tokens - start);
             let chunk = Chunk {
-                linear: linear.clone(),
-                weight: weight.clone(),
+                linear: output.linear.clone(),
+                weight: output.weight.clone(),
+                soft_cap: output.soft_cap,
                 targets: targets.clone().narrow(0, start, length),
                 // Masks go by the place in a chunk, so each chunk has a seed of its own.
                 mode: match mode {
@@ -75,6 +82,7 @@ struct Chunk {
     linear: Linear,
     /// The layer's, or the token embedding it is tied to.
     weight: Parameter<2>,
+    soft_cap: Option<f32>,
     targets: Tensor<1, Int>,
     mode: Mode,
 }
@@ -86,6 +94,10 @@ impl Rerun for Chunk {
         let logits = self.linear.forward_with(input, &self.weight, self.mode);
         let vocab = logits.dims()[2];
         let logits = logits.cast(DType::F32).reshape([tokens, vocab]);
+        let logits = match self.soft_cap {
+            Some(cap) => calor_kernels::reference::soft_cap(logits, cap),
+            None => logits,
+        };
         loss::token_cross_entropy(logits, self.targets.clone()).reshape([1, 1, 1])
     }
 
@@ -133,7 +145,12 @@ mod tests {
             let mode = Mode::Train { dropout_seed: 1 };
             let weight = linear.weight.dense().expect("given above");
             let (h, t) = (hidden.clone(), targets.clone());
-            let loss = in_chunks(&linear, weight, h, t, mode, tokens_a_chunk);
+            let output = Output {
+                linear: &linear,
+                weight,
+                soft_cap: Some(2.0),
+            };
+            let loss = in_chunks(output, h, t, mode, tokens_a_chunk);
             let found = loss.backward();
             let pair = linear.lora.as_ref().expect("given above");
             let values = |tensor: Option<Tensor<2>>| -> Vec<f32> {

@@ -50,6 +50,8 @@ pub(crate) struct Parameter<const D: usize> {
     pub name: String,
     pub tensor: Tensor<D>,
     pub kind: ParameterKind,
+    /// The checkpoint has it transposed: `[in, out]` of Transformers' `Conv1D`.
+    pub transposed: bool,
 }
 
 impl<const D: usize> Parameter<D> {
@@ -59,7 +61,12 @@ impl<const D: usize> Parameter<D> {
             ParameterKind::Frozen | ParameterKind::Start => tensor,
             _ => tensor.autodiff().require_grad(),
         };
-        Parameter { name, tensor, kind }
+        Parameter {
+            name,
+            tensor,
+            kind,
+            transposed: false,
+        }
     }
 
     /// The tensor in the type of the activations it meets.

@@ -4,21 +4,23 @@
 //! (where it is 0 nothing is compared), and `logits` (`[batch, seq, vocab]`, or `[batch, labels]`
 //! of a sequence classifier) or `last_hidden_state`; optionally `loss` `[1]`, the mean next-token
 //! cross-entropy of `input_ids` against themselves, shifted, and `grad.<tensor name>` of that loss.
-//! `scripts/export_reference.py` writes such files.
+//! Beside `last_hidden_state`, `hidden_weights` of its shape make `grad.<tensor name>` those of the
+//! states' sum weighted by them, so that encoders have gradients too.
+//! `scripts/export_reference.py` writes such files (without `hidden_weights`).
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::{Device, FloatDType, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use serde::Serialize;
 
 use crate::attention::Masking;
 use crate::checkpoint::Checkpoint;
-use crate::config::{Family, Kind, ModelConfig, ModelType};
+use crate::config::{Family, ModelConfig, ModelType};
 use crate::error::ModelError;
 use crate::head::{HeadOptions, Pooling, Problem};
 use crate::model::{Model, ModelOptions};
-use crate::parameter::{Parameter, ParameterKind, Visit, peft_key};
+use crate::parity_gradients::{Gather, Track};
 use crate::run::{Mode, ModelInput, SampleSpan};
 use crate::weights::TensorFile;
 
@@ -81,6 +83,8 @@ pub fn compare(
     drop(inference);
     if reference.loss_wanted() {
         comparisons.extend(measure.loss_and_gradients(model, &input)?);
+    } else if reference.gradients().next().is_some() {
+        comparisons.extend(measure.hidden_gradients(model, &input)?);
     }
     Ok(comparisons)
 }
@@ -108,6 +112,7 @@ impl Reference {
                 "attention_mask",
                 "logits",
                 "last_hidden_state",
+                "hidden_weights",
                 "loss",
             ]
             .contains(&name)
@@ -163,7 +168,8 @@ impl Reference {
     }
 
     fn loss_wanted(&self) -> bool {
-        self.shape("loss").is_some() || self.gradients().next().is_some()
+        let gradients = self.gradients().next().is_some();
+        self.shape("loss").is_some() || (gradients && self.shape("hidden_weights").is_none())
     }
 
     /// Whether results depend on what padding sees, which is a matter of Transformers' masks.
@@ -256,11 +262,10 @@ impl Reference {
                 "`input_ids` holds {id}, the model's vocabulary has {vocab} entries"
             )));
         }
-        if config.family() == Family::Encoder && self.seq > config.max_positions() {
+        if let Some(limit) = config.position_limit().filter(|limit| self.seq > *limit) {
             return Err(self.wrong(format!(
-                "its sequences have {} tokens, the model takes {}",
-                self.seq,
-                config.max_positions()
+                "its sequences have {} tokens, the model takes {limit}",
+                self.seq
             )));
         }
         let device = model.device();
@@ -284,8 +289,8 @@ impl Reference {
     /// mask; RoBERTa's count the tokens that are not padding by their number, and padding stays
     /// at its own position, one before the first.
     fn positions(&self, config: &ModelConfig) -> Vec<i32> {
-        let padding = match (&config.kind, config.model_type) {
-            (Kind::Encoder(_), ModelType::Roberta) => config.pad_token_id.map(i64::from),
+        let padding = match config.model_type {
+            ModelType::Roberta => config.pad_token_id.map(i64::from),
             _ => None,
         };
         let mut positions = Vec::with_capacity(self.batch * self.seq);
@@ -304,9 +309,18 @@ impl Reference {
     }
 
     /// The token whose state Transformers' classifier reads: the first for encoders, for decoders
-    /// the last whose number is not that of padding.
+    /// the last whose number is not that of padding; all tokens where it reads their mean.
     fn pooled_token(&self, row: usize, config: &ModelConfig) -> SampleSpan {
-        let ids = &self.input_ids[row * self.seq..(row + 1) * self.seq];
+        let places = row * self.seq..(row + 1) * self.seq;
+        if config.family() == Family::Encoder && config.design.classifier.mean {
+            let mask = &self.mask[places];
+            return SampleSpan {
+                row,
+                start: mask.iter().position(|&token| token != 0).unwrap_or(0),
+                length: mask.iter().filter(|&&token| token != 0).count().max(1),
+            };
+        }
+        let ids = &self.input_ids[places];
         let start = match (config.family(), config.pad_token_id) {
             (Family::Encoder, _) => 0,
             (Family::Decoder, None) => self.seq - 1,
@@ -384,13 +398,7 @@ impl Measure<'_> {
         input: &ModelInput,
     ) -> Result<Vec<Comparison>, ModelError> {
         let reference = self.reference;
-        let mut wanted: BTreeMap<String, Option<TensorData>> = reference
-            .gradients()
-            .map(|name| (name.to_owned(), None))
-            .collect();
-        model.visit(&mut Track {
-            names: wanted.keys().map(String::as_str).collect(),
-        });
+        self.track(&mut model);
         let hidden = model.hidden_masked(input, Mode::Infer, reference.masking());
         let targets = self.targets();
         let supervised = reference.batch * (reference.seq - 1);
@@ -403,9 +411,45 @@ impl Measure<'_> {
         if reference.shape("loss").is_some() {
             comparisons.push(self.compare("loss", loss.clone().inner().into_data())?);
         }
-        if wanted.is_empty() {
-            return Ok(comparisons);
+        if reference.gradients().next().is_some() {
+            comparisons.extend(self.gradients(&mut model, loss)?);
         }
+        Ok(comparisons)
+    }
+
+    /// Gradients of the hidden states' weighted sum.
+    fn hidden_gradients(
+        &self,
+        mut model: Model,
+        input: &ModelInput,
+    ) -> Result<Vec<Comparison>, ModelError> {
+        let reference = self.reference;
+        self.track(&mut model);
+        let hidden = model.hidden(input, Mode::Infer);
+        let weights = reference.file.floats("hidden_weights")?;
+        let shape = hidden.dims();
+        if reference.shape("hidden_weights") != Some(&shape) {
+            return Err(reference.wrong(format!(
+                "`hidden_weights` has not the shape {shape:?} of the model's hidden states"
+            )));
+        }
+        let weights = Tensor::<3>::from_data(TensorData::new(weights, shape), model.device());
+        self.gradients(&mut model, (hidden * weights).sum())
+    }
+
+    /// Makes leaves of the tensors whose gradients the reference has.
+    fn track(&self, model: &mut Model) {
+        model.visit(&mut Track {
+            names: self.reference.gradients().collect(),
+        });
+    }
+
+    fn gradients(&self, model: &mut Model, loss: Tensor<1>) -> Result<Vec<Comparison>, ModelError> {
+        let reference = self.reference;
+        let mut wanted: BTreeMap<String, Option<TensorData>> = reference
+            .gradients()
+            .map(|name| (name.to_owned(), None))
+            .collect();
         if !loss.is_tracked() {
             let names: Vec<&str> = wanted.keys().map(String::as_str).collect();
             return Err(reference.wrong(format!(
@@ -413,6 +457,7 @@ impl Measure<'_> {
                 names.join(", ")
             )));
         }
+        let mut comparisons = Vec::new();
         let gradients = loss.backward();
         model.visit(&mut Gather {
             gradients: &gradients,
@@ -437,50 +482,5 @@ impl Measure<'_> {
             targets.push(calor_kernels::IGNORED_TARGET as i32);
         }
         targets
-    }
-}
-
-/// Whether a parameter is the one a gradient of the reference is called after: by the checkpoint's
-/// name, with or without class prefix, or by its key in an adapter.
-fn called<const D: usize>(parameter: &Parameter<D>, name: &str) -> bool {
-    match parameter.kind {
-        ParameterKind::Adapter => peft_key(&parameter.name) == name,
-        _ => {
-            Checkpoint::canonical_name(&parameter.name) == Checkpoint::canonical_name(name)
-                || peft_key(&parameter.name) == name
-        }
-    }
-}
-
-/// Makes leaves of the tensors whose gradients are wanted.
-struct Track<'a> {
-    names: Vec<&'a str>,
-}
-
-impl Visit for Track<'_> {
-    fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>) {
-        if parameter.kind == ParameterKind::Frozen
-            && self.names.iter().any(|name| called(parameter, name))
-        {
-            parameter.tensor = parameter.tensor.clone().autodiff().require_grad();
-        }
-    }
-}
-
-struct Gather<'a> {
-    gradients: &'a Gradients,
-    wanted: &'a mut BTreeMap<String, Option<TensorData>>,
-}
-
-impl Visit for Gather<'_> {
-    fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>) {
-        for (name, found) in self.wanted.iter_mut() {
-            if called(parameter, name) {
-                *found = parameter
-                    .tensor
-                    .grad(self.gradients)
-                    .map(|gradient| gradient.into_data());
-            }
-        }
     }
 }

@@ -68,9 +68,17 @@ pub(crate) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Rows of the token embedding, `[batch, seq, hidden]`, or the soft tokens in their places.
-    pub fn embed(&self, embedding: &TokenEmbedding) -> Tensor<3> {
+    /// Rows of the token embedding, `[batch, seq, width]`, times `scale`, or the soft tokens in
+    /// their places.
+    pub fn embed(&self, embedding: &TokenEmbedding, scale: Option<f64>) -> Tensor<3> {
         let embeddings = embedding.forward(self.input.input_ids.clone());
+        let embeddings = match scale {
+            Some(scale) => {
+                let scale = rounded(scale, embeddings.dtype());
+                embeddings.mul_scalar(scale)
+            }
+            None => embeddings,
+        };
         match self.replacement {
             Some(replacement) => replacement.apply(embeddings),
             None => embeddings,
@@ -91,6 +99,15 @@ impl<'a> Run<'a> {
             Some(selection) => selection.take(states),
             None => states,
         }
+    }
+}
+
+/// A factor as Transformers has it: in the type of the tensor that it multiplies.
+fn rounded(factor: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => half::bf16::from_f64(factor).to_f64(),
+        DType::F16 => half::f16::from_f64(factor).to_f64(),
+        _ => factor,
     }
 }
 

@@ -29,7 +29,9 @@ impl Model {
         let Head::Classifier(classifier) = &self.head else {
             panic!("the model was built without a token classifier");
         };
-        classifier.forward(self.hidden_at(input, places, mode), mode)
+        // ModernBERT's head; without one, the states as they are.
+        let states = self.pool(self.hidden_at(input, places, mode), mode);
+        classifier.forward(states, mode)
     }
 
     /// Cross-entropy of a language model, summed over chosen tokens, `[1]`.
@@ -68,7 +70,7 @@ impl Model {
         for start in (0..tokens).step_by(TOKENS_AT_ONCE) {
             let count = TOKENS_AT_ONCE.min(tokens - start);
             let some = hidden.clone().narrow(1, start, count);
-            let logits = linear.forward_with(some, &weight, Mode::Infer);
+            let logits = self.capped(linear.forward_with(some, &weight, Mode::Infer));
             let vocab = logits.dims()[2];
             let logits = logits.cast(DType::F32).reshape([count, vocab]);
             let targets = targets.clone().narrow(0, start, count);

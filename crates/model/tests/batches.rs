@@ -43,13 +43,27 @@ fn model(base: &str, pooling: Pooling, dropout: f64) -> Model {
     model
 }
 
-const MODELS: [(&str, Pooling); 6] = [
+const MODELS: [(&str, Pooling); 19] = [
     ("llama3", Pooling::Last),
     ("mistral", Pooling::Last),
     ("qwen2-window", Pooling::Last),
     ("bert", Pooling::Cls),
     ("bert", Pooling::Mean),
     ("roberta", Pooling::Cls),
+    ("olmo2", Pooling::Last),
+    ("phi3", Pooling::Last),
+    // Segments on both sides of its original context of 8.
+    ("phi3-long", Pooling::Last),
+    ("gpt2", Pooling::Last),
+    ("gpt-neox", Pooling::Last),
+    ("gemma2", Pooling::Last),
+    ("gemma3", Pooling::Last),
+    ("electra", Pooling::Cls),
+    ("electra", Pooling::Mean),
+    ("modernbert", Pooling::Cls),
+    ("modernbert-bias", Pooling::Cls),
+    ("deberta", Pooling::Cls),
+    ("deberta-own-keys", Pooling::Mean),
 ];
 
 fn one_a_row(sequences: &[Vec<i32>], seq: usize) -> calor_model::ModelInput {

@@ -43,6 +43,15 @@ fn decoders_agree_in_logits_loss_and_gradients() {
         "qwen2-window",
         "qwen3",
         "qwen3-bias",
+        "olmo2",
+        "phi3",
+        "phi3-long",
+        "gpt2",
+        "gpt2-scaled",
+        "gpt-neox",
+        "gpt-neox-serial",
+        "gemma2",
+        "gemma3",
     ] {
         let comparisons = check(model, None);
         let gradients = comparisons
@@ -69,6 +78,22 @@ fn encoders_agree_in_hidden_states() {
 }
 
 #[test]
+fn encoders_agree_in_hidden_states_and_gradients() {
+    for model in [
+        "electra",
+        "electra-wide",
+        "modernbert",
+        "modernbert-bias",
+        "deberta",
+        "deberta-own-keys",
+    ] {
+        let comparisons = check(model, None);
+        assert_eq!(comparisons[0].name, "last_hidden_state");
+        assert!(comparisons.len() > 12, "{model}: {}", comparisons.len());
+    }
+}
+
+#[test]
 fn adapters_of_peft_agree() {
     let causal = check("llama2", Some("adapter-causal"));
     assert!(
@@ -82,6 +107,26 @@ fn adapters_of_peft_agree() {
     check("bert", Some("adapter-bert-classifier"));
     check("roberta", Some("adapter-roberta-classifier"));
     check("bert", Some("adapter-backbone"));
+    for base in [
+        "gpt2",
+        "phi3",
+        "gpt-neox",
+        "gemma2",
+        "modernbert",
+        "deberta",
+    ] {
+        let comparisons = check(base, Some(&format!("adapter-{base}")));
+        let pairs = comparisons
+            .iter()
+            .filter(|comparison| comparison.name.contains(".lora_"))
+            .count();
+        assert_eq!(pairs, 4, "{base}");
+    }
+    check("gpt2", Some("adapter-gpt2-classifier"));
+    check("electra", Some("adapter-electra-classifier"));
+    check("modernbert", Some("adapter-modernbert-classifier"));
+    check("modernbert-bias", Some("adapter-modernbert-mean"));
+    check("deberta", Some("adapter-deberta-classifier"));
 }
 
 #[test]

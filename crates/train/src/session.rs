@@ -241,11 +241,12 @@ pub(crate) fn record_device_memory(meter: &mut Meter, spec: DeviceSpec, device: 
 /// What does not fit between the sequences and the checkpoint, in words.
 pub(crate) fn misfit(recipe: &Recipe, checkpoint: &Checkpoint, data: &Data) -> Option<String> {
     let config = checkpoint.config();
-    if config.family() == Family::Encoder && recipe.sequence.max_tokens > config.max_positions() {
+    if let Some(limit) = config.position_limit()
+        && recipe.sequence.max_tokens > limit
+    {
         return Some(format!(
-            "`sequence.max_tokens` is {}, and the checkpoint has positions for {}; lower it",
-            recipe.sequence.max_tokens,
-            config.max_positions()
+            "`sequence.max_tokens` is {}, and the checkpoint has positions for {limit}; lower it",
+            recipe.sequence.max_tokens
         ));
     }
     if data.vocab_size > config.vocab_size() {

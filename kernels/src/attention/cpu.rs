@@ -6,7 +6,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::AttentionOptions;
-use crate::cpu::elementary::{dot, exp_sum, maximum, vectorized};
+use crate::cpu::elementary::{dot, exp_sum, maximum, tanh, vectorized};
 use crate::cpu::matrix::{Threads, View, multiply};
 use crate::cpu::operation::{Operation, apply, dims, input, integers, tensor, values};
 
@@ -119,6 +119,16 @@ impl Attention {
             false,
             Threads::One,
         );
+        if let Some(cap) = self.options.soft_cap {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for score in buffer.iter_mut() {
+                        *score = cap * tanh(*score / cap);
+                    }
+                },
+            );
+        }
         for (row, query) in buffer.chunks_exact_mut(columns).zip(tile.queries.clone()) {
             let seen = self.visible_to(query, tile.length);
             row[..seen.start - tile.keys.start].fill(f32::NEG_INFINITY);
@@ -380,6 +390,8 @@ impl Operation<3> for Attention {
 #[derive(Default)]
 struct Scratch {
     probabilities: Vec<f32>,
+    /// The capped scores as shares of the cap, where there is one.
+    capped: Vec<f32>,
     slopes: Vec<f32>,
     /// Gradients: of a tile's queries, and of a segment's keys and values.
     query: Vec<f32>,
@@ -401,12 +413,19 @@ impl Attention {
         let (rows, columns) = (tile.queries.len(), tile.keys.len());
         let Scratch {
             probabilities,
+            capped,
             slopes,
             query,
             key,
             value,
         } = scratch;
         self.scores(probabilities, tile);
+        if let Some(cap) = self.options.soft_cap {
+            capped.clear();
+            // What is masked has no slope, whatever its score.
+            let share = |score: &f32| if score.is_finite() { score / cap } else { 0.0 };
+            capped.extend(probabilities.iter().map(share));
+        }
         vectorized(
             #[inline(always)]
             || {
@@ -448,6 +467,12 @@ impl Attention {
                     let delta = delta(row);
                     for (slope, &probability) in slopes.iter_mut().zip(probabilities) {
                         *slope = probability * (*slope - delta) * scale;
+                    }
+                }
+                if self.options.soft_cap.is_some() {
+                    // d(cap · tanh(x / cap)) / dx = 1 − tanh²(x / cap)
+                    for (slope, &share) in slopes.iter_mut().zip(capped.iter()) {
+                        *slope *= 1.0 - share * share;
                     }
                 }
             },

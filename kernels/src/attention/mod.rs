@@ -18,9 +18,11 @@ pub struct AttentionOptions {
     pub window: Option<usize>,
     /// Multiplies the scores before the softmax, usually `head_dim^-0.5`.
     pub scale: f32,
+    /// Bounds the scaled scores: `cap · tanh(score / cap)` (Gemma 2, Bello et al. 2016); above 0.
+    pub soft_cap: Option<f32>,
 }
 
-/// `softmax(scale · Q Kᵀ + mask) V` (Vaswani et al. 2017), each segment for itself.
+/// `softmax(cap(scale · Q Kᵀ) + mask) V` (Vaswani et al. 2017), each segment for itself.
 ///
 /// A segment is a run of equal positive numbers in a row of `segments`; 0 is padding, whose output
 /// is zero and which nothing attends to. `heads` is a multiple of `kv_heads`; query head `h` reads

@@ -47,13 +47,21 @@ pub fn attention(
     // Scaled before the product, where f16 could overflow; statistics in f32.
     let dtype = query.dtype();
     let scores = (query * options.scale).matmul(key.swap_dims(2, 3));
-    let scores = scores
-        .cast(DType::F32)
-        .mask_fill(hidden.repeat_dim(1, heads), -1e30);
+    let scores = scores.cast(DType::F32);
+    let scores = match options.soft_cap {
+        Some(cap) => soft_cap(scores, cap),
+        None => scores,
+    };
+    let scores = scores.mask_fill(hidden.repeat_dim(1, heads), -1e30);
     let weights = softmax(scores, 3).cast(dtype);
     let output = weights.matmul(value).swap_dims(1, 2);
     let padding = segments.equal_elem(0).reshape([batch, seq, 1, 1]);
     output.mask_fill(padding.repeat_dim(2, heads).repeat_dim(3, head_dim), 0.0)
+}
+
+/// `cap · tanh(x / cap)`: nearly `x` where that is small against `cap`, and never beyond it.
+pub fn soft_cap<const D: usize>(tensor: Tensor<D>, cap: f32) -> Tensor<D> {
+    (tensor / cap).tanh() * cap
 }
 
 /// Repeats each key-value head for the query heads that read it.

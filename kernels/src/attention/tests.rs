@@ -60,9 +60,28 @@ fn every_kind_of_mask_matches_the_reference() {
             causal,
             window,
             scale: 0.25,
+            soft_cap: None,
         };
         for (seq, heads, kv_heads, head_dim) in [(1, 1, 1, 4), (20, 4, 2, 8), (150, 3, 1, 16)] {
             check(seq, heads, kv_heads, head_dim, options);
+        }
+    }
+}
+
+#[test]
+fn capped_scores_match_the_reference() {
+    for (causal, window) in [(true, None), (true, Some(7)), (false, None)] {
+        // Scores here are up to 3: a cap of 1 bends nearly all of them, one of 50 hardly any.
+        for cap in [1.0, 50.0] {
+            let options = AttentionOptions {
+                causal,
+                window,
+                scale: 0.5,
+                soft_cap: Some(cap),
+            };
+            for (seq, heads, kv_heads, head_dim) in [(1, 1, 1, 4), (20, 4, 2, 8), (150, 3, 1, 16)] {
+                check(seq, heads, kv_heads, head_dim, options);
+            }
         }
     }
 }
@@ -73,6 +92,7 @@ fn padding_gives_zero_and_takes_nothing() {
         causal: false,
         window: None,
         scale: 1.0,
+        soft_cap: None,
     };
     let value = random([1, 4, 1, 2], 3).require_grad();
     let output = attention(
@@ -94,7 +114,7 @@ proptest! {
     /// A packed patient gets what it would get alone, bit for bit.
     #[test]
     fn packed_segments_never_see_each_other(first in 1usize..40, second in 1usize..40, causal: bool) {
-        let options = AttentionOptions { causal, window: None, scale: 0.3 };
+        let options = AttentionOptions { causal, window: None, scale: 0.3, soft_cap: None };
         let seq = first + second;
         let make = |seed| random([1, seq, 2, 8], seed);
         let (query, key, value) = (make(1), make(2), make(3));

@@ -58,6 +58,7 @@ fn half_precision_rounds_results_and_nothing_else() {
         let heads = |seed| stored(random([2, 7, 2, 8], seed), dtype);
         let segments = Tensor::<2, Int>::from_ints([[1, 1, 1, 2, 2, 2, 0]; 2], &device());
         let options = AttentionOptions {
+            soft_cap: None,
             causal: true,
             window: None,
             scale: 0.3,
@@ -101,7 +102,7 @@ fn the_loss_is_f32() {
         let weight = random([5, 8], 2).detach().cast(dtype);
         let [wide, half] = [wide, half].map(|hidden| {
             let weight = weight.clone().cast(hidden.dtype());
-            let loss = crate::linear_cross_entropy(hidden.clone(), weight, targets.clone());
+            let loss = crate::linear_cross_entropy(hidden.clone(), weight, targets.clone(), None);
             let found = loss.backward();
             (loss, hidden.grad(&found).unwrap())
         });

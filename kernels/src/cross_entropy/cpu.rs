@@ -6,18 +6,24 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::IGNORED_TARGET;
-use crate::cpu::elementary::{exp_sum, maximum, vectorized};
+use crate::cpu::elementary::{exp_sum, maximum, tanh, vectorized};
 use crate::cpu::matrix::{Threads, View, multiply};
 use crate::cpu::operation::{Operation, apply, dims, input, integers, tensor, values};
 
 /// Logits held at once, in elements: 16 MiB of f32.
 const CHUNK_ELEMENTS: usize = 1 << 22;
 
-pub(super) fn dispatch(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+pub(super) fn dispatch(
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    targets: Tensor<1, Int>,
+    soft_cap: Option<f32>,
+) -> Tensor<1> {
     let targets = integers(targets);
     assert_eq!(targets.len(), hidden.dims()[0], "one target a token");
     let operation = CrossEntropy {
         targets,
+        soft_cap,
         needs: [
             hidden.is_require_grad() || hidden.device().is_autodiff(),
             // A leaf, or made of one: a table with some trained rows.
@@ -30,6 +36,7 @@ pub(super) fn dispatch(hidden: Tensor<2>, weight: Tensor<2>, targets: Tensor<1, 
 #[derive(Clone, Debug)]
 struct CrossEntropy {
     targets: Vec<i32>,
+    soft_cap: Option<f32>,
     /// Which gradients the forward pass should leave for the backward one.
     needs: [bool; 2],
 }
@@ -84,11 +91,14 @@ impl Operation<2> for CrossEntropy {
             let losses: Vec<f32> = logits
                 .par_chunks_mut(vocab)
                 .zip(chunk.par_iter())
-                .map(|(row, &token)| {
+                .map_init(Vec::new, |capped, (row, &token)| {
                     let target = self.targets[token] as usize;
                     vectorized(
                         #[inline(always)]
-                        || softmax_row(row, target),
+                        || match self.soft_cap {
+                            Some(cap) => capped_softmax_row(row, target, cap, capped),
+                            None => softmax_row(row, target),
+                        },
                     )
                 })
                 .collect();
@@ -154,6 +164,21 @@ impl Operation<2> for CrossEntropy {
             scaled(self.needs[1], wanted[1]),
         ]
     }
+}
+
+/// As [`softmax_row`] of capped logits; the gradient is that of the logits before the cap.
+#[inline(always)]
+fn capped_softmax_row(row: &mut [f32], target: usize, cap: f32, shares: &mut Vec<f32>) -> f32 {
+    shares.clear();
+    shares.extend(row.iter().map(|&logit| tanh(logit / cap)));
+    for (logit, &share) in row.iter_mut().zip(shares.iter()) {
+        *logit = cap * share;
+    }
+    let loss = softmax_row(row, target);
+    for (slope, &share) in row.iter_mut().zip(shares.iter()) {
+        *slope *= 1.0 - share * share;
+    }
+    loss
 }
 
 /// Turns logits into `softmax − one-hot(target)` and returns the loss of the row.

@@ -9,7 +9,9 @@ use burn::tensor::{Int, Tensor};
 /// Target of a token that takes no part in the loss, as in PyTorch.
 pub const IGNORED_TARGET: i64 = -100;
 
-/// `Σ −log softmax(h Wᵀ)[target]` over the tokens whose target is not [`IGNORED_TARGET`].
+/// `Σ −log softmax(cap(h Wᵀ))[target]` over the tokens whose target is not [`IGNORED_TARGET`].
+///
+/// `soft_cap` bounds the logits by `cap · tanh(logit / cap)`, as Gemma 2 does; above 0.
 ///
 /// The caller divides by the step's number of supervised tokens. The CPU kernel goes through the
 /// tokens in chunks and computes the gradient in the same pass (as Liger Kernel does, Hsu et al.
@@ -22,12 +24,13 @@ pub fn linear_cross_entropy(
     hidden: Tensor<2>,
     weight: Tensor<2>,
     targets: Tensor<1, Int>,
+    soft_cap: Option<f32>,
 ) -> Tensor<1> {
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&hidden) {
-        return cpu::dispatch(hidden, weight, targets);
+        return cpu::dispatch(hidden, weight, targets, soft_cap);
     }
-    reference::linear_cross_entropy(hidden, weight, targets)
+    reference::linear_cross_entropy(hidden, weight, targets, soft_cap)
 }
 
 /// Whether there is a kernel for these states, so that the logits of all tokens never exist at once.

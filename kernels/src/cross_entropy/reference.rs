@@ -10,9 +10,14 @@ pub fn linear_cross_entropy(
     hidden: Tensor<2>,
     weight: Tensor<2>,
     targets: Tensor<1, Int>,
+    soft_cap: Option<f32>,
 ) -> Tensor<1> {
     let tokens = hidden.dims()[0];
     let logits = hidden.matmul(weight.transpose()).cast(DType::F32);
+    let logits = match soft_cap {
+        Some(cap) => crate::reference::soft_cap(logits, cap),
+        None => logits,
+    };
     let ignored = targets.clone().equal_elem(IGNORED_TARGET);
     let index = targets.mask_fill(ignored.clone(), 0).reshape([tokens, 1]);
     let picked = log_softmax(logits, 1).gather(1, index).reshape([tokens]);

@@ -10,7 +10,13 @@ fn targets(values: Vec<i64>) -> Tensor<1, Int> {
 
 #[test]
 fn loss_and_gradients_match_the_reference() {
-    for (tokens, width, vocab) in [(1, 4, 3), (37, 24, 101), (40, 16, 200_003)] {
+    for (tokens, width, vocab, cap) in [
+        (1, 4, 3, None),
+        (37, 24, 101, None),
+        (37, 24, 101, Some(2.0)),
+        (37, 24, 101, Some(30.0)),
+        (40, 16, 200_003, None),
+    ] {
         let hidden = random([tokens, width], 1).require_grad();
         let weight = random([vocab, width], 2).require_grad();
         let wanted: Vec<i64> = (0..tokens as i64)
@@ -22,9 +28,10 @@ fn loss_and_gradients_match_the_reference() {
                 }
             })
             .collect();
-        let ours = linear_cross_entropy(hidden.clone(), weight.clone(), targets(wanted.clone()));
+        let ours =
+            linear_cross_entropy(hidden.clone(), weight.clone(), targets(wanted.clone()), cap);
         let plain =
-            reference::linear_cross_entropy(hidden.clone(), weight.clone(), targets(wanted));
+            reference::linear_cross_entropy(hidden.clone(), weight.clone(), targets(wanted), cap);
         // 1e-5: sums of 200,000 exponentials in another order.
         assert!(difference(ours.clone(), plain.clone()) < 1e-5);
         let ours = (ours * 0.25).sum().backward();
@@ -43,8 +50,9 @@ fn a_weight_that_is_made_of_a_leaf_passes_its_gradient_on() {
     let leaf = random([5, 4], 3).require_grad();
     let weight = || table.clone() + leaf.clone();
     let wanted = vec![0, 4, 2, IGNORED_TARGET, 1, 1, 3];
-    let ours = linear_cross_entropy(hidden.clone(), weight(), targets(wanted.clone())).backward();
-    let plain = reference::linear_cross_entropy(hidden, weight(), targets(wanted)).backward();
+    let ours =
+        linear_cross_entropy(hidden.clone(), weight(), targets(wanted.clone()), None).backward();
+    let plain = reference::linear_cross_entropy(hidden, weight(), targets(wanted), None).backward();
     let (ours, plain) = (leaf.grad(&ours).unwrap(), leaf.grad(&plain).unwrap());
     // f32: sums of seven terms in another order.
     assert!(difference(ours, plain) < 1e-6);
@@ -54,7 +62,12 @@ fn a_weight_that_is_made_of_a_leaf_passes_its_gradient_on() {
 fn all_targets_ignored_is_no_loss_and_no_gradient() {
     let hidden = random([3, 4], 1).require_grad();
     let weight = random([5, 4], 2);
-    let loss = linear_cross_entropy(hidden.clone(), weight, targets(vec![IGNORED_TARGET; 3]));
+    let loss = linear_cross_entropy(
+        hidden.clone(),
+        weight,
+        targets(vec![IGNORED_TARGET; 3]),
+        None,
+    );
     assert_eq!(loss.clone().into_scalar::<f32>(), 0.0);
     let gradient = hidden.grad(&loss.backward()).unwrap();
     assert_eq!(gradient.abs().sum().into_scalar::<f32>(), 0.0);

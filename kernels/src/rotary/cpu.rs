@@ -50,6 +50,7 @@ impl Rotation {
         let shape = dims(&tensor);
         let (heads, head_dim) = (shape[2], shape[3]);
         let width = heads * head_dim;
+        let rotated = dims(&self.cos)[2];
         let tokens = shape[0] * shape[1];
         if !tensor.is_unique() || values(&tensor).len() != tensor.storage::<f32>().len() {
             let copy = values(&tensor).to_vec();
@@ -60,12 +61,12 @@ impl Rotation {
         tensor
             .storage_mut::<f32>()
             .par_chunks_mut(rows * width)
-            .zip(cos.par_chunks(rows * head_dim))
-            .zip(sin.par_chunks(rows * head_dim))
+            .zip(cos.par_chunks(rows * rotated))
+            .zip(sin.par_chunks(rows * rotated))
             .for_each(|((block, cos), sin)| {
                 vectorized(
                     #[inline(always)]
-                    || rotate_rows(block, cos, sin, width, head_dim, back),
+                    || rotate_rows(block, cos, sin, [width, head_dim, rotated], back),
                 );
             });
         tensor
@@ -77,20 +78,19 @@ fn rotate_rows(
     block: &mut [f32],
     cos: &[f32],
     sin: &[f32],
-    width: usize,
-    head_dim: usize,
+    [width, head_dim, rotated]: [usize; 3],
     back: bool,
 ) {
-    let half = head_dim / 2;
+    let half = rotated / 2;
     for ((row, cos), sin) in block
         .chunks_exact_mut(width)
-        .zip(cos.chunks_exact(head_dim))
-        .zip(sin.chunks_exact(head_dim))
+        .zip(cos.chunks_exact(rotated))
+        .zip(sin.chunks_exact(rotated))
     {
         let (cos_first, cos_second) = cos.split_at(half);
         let (sin_first, sin_second) = sin.split_at(half);
         for head in row.chunks_exact_mut(head_dim) {
-            let (first, second) = head.split_at_mut(half);
+            let (first, second) = head[..rotated].split_at_mut(half);
             for i in 0..half {
                 let (a, b) = (first[i], second[i]);
                 if back {

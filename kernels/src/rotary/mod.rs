@@ -8,10 +8,11 @@ use burn::tensor::Tensor;
 
 /// `x · cos + rotate_half(x) · sin` with `rotate_half([x₁, x₂]) = [−x₂, x₁]` (Su et al. 2021, in the
 /// half-split layout of Transformers). `cos` and `sin` are constants: no gradient reaches them.
+/// Where they are narrower than a head, the rest of each head stays as it is.
 ///
 /// # Shapes
 /// - input: `[batch, seq, heads, head_dim]`
-/// - cos, sin: `[batch, seq, head_dim]`
+/// - cos, sin: `[batch, seq, rotated]` with an even `rotated ≤ head_dim`
 /// - returns: `[batch, seq, heads, head_dim]`
 pub fn rotary(input: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
     #[cfg(feature = "cpu")]

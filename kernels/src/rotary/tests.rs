@@ -3,10 +3,15 @@ use crate::cpu::testing::{difference, random, weigh};
 
 #[test]
 fn rotation_matches_its_reference() {
-    for [batch, seq, heads, head_dim] in [[1, 1, 1, 2], [2, 5, 3, 8], [2, 33, 4, 64]] {
+    for [batch, seq, heads, head_dim, rotated] in [
+        [1, 1, 1, 2, 2],
+        [2, 5, 3, 8, 8],
+        [2, 33, 4, 64, 64],
+        [2, 33, 4, 64, 16],
+    ] {
         let x = random([batch, seq, heads, head_dim], 1).require_grad();
-        let cos = random([batch, seq, head_dim], 2);
-        let sin = random([batch, seq, head_dim], 3);
+        let cos = random([batch, seq, rotated], 2);
+        let sin = random([batch, seq, rotated], 3);
         let ours = rotary(x.clone(), cos.clone(), sin.clone());
         let plain = reference::rotary(x.clone(), cos, sin);
         // 1e-6: two products and a sum, rounded once or twice.

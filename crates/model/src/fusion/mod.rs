@@ -72,18 +72,22 @@ struct Stream {
 }
 
 impl Fusion {
-    /// New weights beside a backbone with this token embedding, `[vocab, hidden]`; `dtype` is that
-    /// of frozen weights.
+    /// New weights beside a backbone with this token embedding, `[vocab, hidden]`, which it
+    /// multiplies by `scale`; `dtype` is that of frozen weights.
     ///
     /// # Errors
     /// A tower that cannot be read, or that reads something else than the stream's items.
     pub fn new(
         options: &FusionOptions,
         embedding: &Tensor<2>,
+        scale: f64,
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Fusion, ModelError> {
-        let embeddings = Embeddings::of(embedding);
+        let embeddings = match scale {
+            1.0 => Embeddings::of(embedding),
+            scale => Embeddings::of(embedding).scaled(scale),
+        };
         let [_, hidden] = embedding.dims();
         let new = |name: &str| New {
             seed: options.seed,

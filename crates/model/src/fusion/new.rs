@@ -63,7 +63,7 @@ impl New<'_> {
         let ones = Tensor::ones([width], (self.device, DType::F32));
         LayerNorm {
             weight: self.parameter(&format!("{name}.weight"), ones),
-            bias: self.zeros(&format!("{name}.bias"), [width]),
+            bias: Some(self.zeros(&format!("{name}.bias"), [width])),
             epsilon: EPSILON,
         }
     }

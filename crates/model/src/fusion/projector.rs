@@ -89,6 +89,14 @@ impl Embeddings {
         }
     }
 
+    /// Of the table times `scale`.
+    pub fn scaled(self, scale: f64) -> Embeddings {
+        Embeddings {
+            mean: self.mean.mul_scalar(scale),
+            spread: self.spread * scale as f32,
+        }
+    }
+
     /// From those units to embeddings, `[…, hidden]`.
     pub fn place<const D: usize>(&self, tokens: Tensor<D>) -> Tensor<D> {
         tokens.mul_scalar(self.spread) + self.mean.clone().unsqueeze::<D>()

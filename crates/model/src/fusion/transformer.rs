@@ -89,6 +89,7 @@ impl Block {
             causal: false,
             window: None,
             scale: (head_dim as f32).powf(-0.5),
+            soft_cap: None,
         };
         let (query, key) = (split(&self.query), split(&self.key));
         let context = calor_kernels::attention(query, key, split(&self.value), segments, &options);

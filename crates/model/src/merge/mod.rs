@@ -12,11 +12,12 @@ use burn::tensor::{DType, FloatDType};
 
 use crate::adapter_config::AdapterConfig;
 use crate::adapter_file::{self, OWN_CONFIG, OWN_WEIGHTS, WEIGHTS};
-use crate::architecture::TaskClass;
+use crate::architecture::{self, Role, TaskClass};
 use crate::checkpoint::Checkpoint;
 use crate::error::ModelError;
 use crate::head::HeadOptions;
 use crate::lora::{LoraOptions, Pair, PairInit, Plan};
+use crate::names::Slot;
 use crate::parameter::peft_key;
 use crate::pissa::add_product;
 use crate::weights::TensorFile;
@@ -42,8 +43,8 @@ enum Change {
         b: String,
         pair: Pair,
         magnitude: Option<String>,
-        /// The embedding's pair is that of the transposed table.
-        embedding: bool,
+        /// The pair is that of the transposed weight: an embedding's, or a `Conv1D`'s.
+        transposed: bool,
         /// A frozen weight that is stored with the adapter.
         base: Option<String>,
     },
@@ -168,13 +169,24 @@ impl Fold<'_> {
             let base = there(name("base_layer.weight"));
             used.extend([a.clone(), b.clone()]);
             used.extend(magnitude.clone().into_iter().chain(base.clone()));
+            let conv1d = modules
+                .iter()
+                .any(|module| module.path == *path && module.role == Role::LinearTransposed);
+            let transposed = conv1d || a.ends_with("lora_embedding_A");
+            if conv1d && magnitude.is_some() {
+                return Err(ModelError::Target {
+                    module: path.clone(),
+                    message: "is a `Conv1D` with a magnitude (DoRA); merging it is not built"
+                        .to_owned(),
+                });
+            }
             if lora.use_dora && magnitude.is_none() {
                 return Err(self.missing(name("lora_magnitude_vector")));
             }
             self.changes.insert(
                 Checkpoint::canonical_name(&format!("{path}.weight")),
                 Change::Pair {
-                    embedding: a.ends_with("lora_embedding_A"),
+                    transposed,
                     a,
                     b,
                     pair: *pair,
@@ -219,7 +231,9 @@ impl Fold<'_> {
         if self.class != TaskClass::CausalLm || !self.checkpoint.tied_embeddings()? {
             return Ok(());
         }
-        let (input, output) = ("embed_tokens.weight", "lm_head.weight");
+        let embeddings = architecture::embeddings(self.checkpoint.config());
+        let input = &format!("{}.weight", embeddings.expect(Slot::Tokens).path);
+        let output = "lm_head.weight";
         let rows = match self.changes.get(input) {
             Some(Change::Rows(key, tokens)) => Some((key.clone(), tokens.clone())),
             _ => None,
@@ -272,7 +286,7 @@ impl Fold<'_> {
                 b,
                 pair,
                 magnitude,
-                embedding,
+                transposed: of_transposed,
                 base,
             } => {
                 let weight = match base {
@@ -280,7 +294,7 @@ impl Fold<'_> {
                     None => weight,
                 };
                 let (mut a, mut b) = (self.file.floats(a)?, self.file.floats(b)?);
-                if *embedding {
+                if *of_transposed {
                     // (B·A)ᵀ = Aᵀ·Bᵀ
                     (a, b) = (
                         transposed(&b, pair.rank),

@@ -4,7 +4,7 @@
 use burn::tensor::{DType, Int, Tensor};
 use calor_kernels::AttentionOptions;
 
-use crate::attention::{Attention, Masking};
+use crate::attention::{Attention, Masking, Places, Projections};
 use crate::builder::Builder;
 use crate::error::ModelError;
 use crate::mlp::Mlp;
@@ -36,11 +36,14 @@ impl Block {
         Ok(Block {
             attention_norm: norm(names.attention_norm)?,
             attention: Attention {
-                query: linear(names.query, config.qkv_bias)?,
-                key: linear(names.key, key_bias)?,
-                value: linear(names.value, config.qkv_bias)?,
+                projections: Projections::Split(Box::new([
+                    linear(names.query, config.qkv_bias)?,
+                    linear(names.key, key_bias)?,
+                    linear(names.value, config.qkv_bias)?,
+                ])),
                 output: linear(names.output, true)?,
                 query_key_norm: None,
+                relative: None,
                 heads: config.heads,
                 kv_heads: config.heads,
                 head_dim: config.head_dim,
@@ -48,6 +51,7 @@ impl Block {
                     causal: false,
                     window: None,
                     scale: (config.head_dim as f32).powf(-0.5),
+                    soft_cap: None,
                 },
             },
             mlp_norm: norm(names.mlp_norm)?,
@@ -63,7 +67,7 @@ impl Block {
     pub fn forward(&self, states: Tensor<3>, segments: &Tensor<2, Int>, mode: Mode) -> Tensor<3> {
         let context = self.attention.context(
             self.attention_norm.forward(states.clone()),
-            None,
+            &Places::default(),
             segments.clone(),
             Masking::Segments,
             mode,

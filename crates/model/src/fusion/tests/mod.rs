@@ -25,11 +25,16 @@ use crate::{
 };
 
 /// Backbones of both families with every pooling.
-const MODELS: [(&str, Pooling); 4] = [
+const MODELS: [(&str, Pooling); 8] = [
     ("llama3", Pooling::Last),
     ("bert", Pooling::Cls),
     ("bert", Pooling::Mean),
     ("roberta", Pooling::Cls),
+    // Its embeddings are scaled, those of the next are narrower than its states.
+    ("gemma2", Pooling::Last),
+    ("electra", Pooling::Cls),
+    ("modernbert", Pooling::Cls),
+    ("deberta", Pooling::Mean),
 ];
 
 // Streams, in the order of `options`.

@@ -19,7 +19,9 @@ fn with_the_mean_as_a_token(base: &str) -> tempfile::TempDir {
     let weights = std::fs::read(fixture(base).join("model.safetensors")).unwrap();
     let stored = safetensors::SafeTensors::deserialize(&weights).unwrap();
     let is_embedding = |name: &str| {
-        name.ends_with("embed_tokens.weight") || name.ends_with("word_embeddings.weight")
+        ["embed_tokens", "word_embeddings", "tok_embeddings"]
+            .iter()
+            .any(|table| name.ends_with(&format!("{table}.weight")))
     };
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = stored
         .tensors()
