@@ -25,16 +25,16 @@ SPECIAL = ["<|begin|>", "<|start|>", "<|end|>", "<|header|>"]
 # The kind of ChatML: a system turn of its own where the conversation has none.
 CHATML = """{% for message in messages %}
 {% if loop.first and message['role'] != 'system' %}
-{{ '<|start|>system\\nYou help people who are ill.<|end|>\\n' }}
+{{ '<|start|>system\\nYou help people who are ill.<|end|>\\n' -}}
 {% endif %}
 {% if message['role'] == 'assistant' %}
 {{ '<|start|>assistant\\n' }}{% generation %}{{ message['content'] + '<|end|>\\n' }}{% endgeneration %}
 {% else %}
-{{ '<|start|>' + message['role'] + '\\n' + message['content'] + '<|end|>\\n' }}
+{{ '<|start|>' + message['role'] + '\\n' + message['content'] + '<|end|>\\n' -}}
 {% endif %}
 {% endfor %}
 {% if add_generation_prompt %}
-{{ '<|start|>assistant\\n' }}
+{{ '<|start|>assistant\\n' -}}
 {% endif %}
 """
 

@@ -60,30 +60,8 @@ impl Builder<'_> {
                     .to_owned(),
             });
         }
-        let weight = match self.quantization {
-            Some(quantization) => {
-                let [output, input] = [spec.shape[1], spec.shape[0]];
-                let stored = self.finite(&format!("{}.weight", spec.path))?;
-                let values: Vec<f32> = (0..output * input)
-                    .map(|place| stored[place % input * output + place / input])
-                    .collect();
-                let host = HostWeight::quantize(&values, input, quantization);
-                self.quantized(format!("{path}.weight"), host, [output, input])
-            }
-            None => {
-                let mut weight =
-                    self.read_as(&spec.path, &path, "weight", |weight: Tensor<2>| {
-                        // Through the host, so that the transposed weight lies row by row: every
-                        // product would copy a transposed view.
-                        let (dtype, device) = (weight.dtype(), weight.device());
-                        Tensor::from_data(weight.transpose().into_data(), (&device, dtype))
-                    })?;
-                weight.transposed = true;
-                weight.into()
-            }
-        };
         Linear {
-            weight,
+            weight: self.transposed_weight(spec, &path)?,
             bias: match spec.bias {
                 true => Some(self.read(&spec.path, &path, "bias")?),
                 false => None,
@@ -91,6 +69,37 @@ impl Builder<'_> {
             lora: None,
         }
         .with_pair(self, &path)
+    }
+
+    /// The frozen weight of a `Conv1D`, as `[out, in]`.
+    fn transposed_weight(&self, spec: &ModuleSpec, path: &str) -> Result<Weight, ModelError> {
+        let Some(quantization) = self.quantization else {
+            let mut weight = self.read_as(&spec.path, path, "weight", |weight: Tensor<2>| {
+                // Through the host, so that the transposed weight lies row by row: every product
+                // would copy a transposed view.
+                let (dtype, device) = (weight.dtype(), weight.device());
+                Tensor::from_data(weight.transpose().into_data(), (&device, dtype))
+            })?;
+            weight.transposed = true;
+            return Ok(weight.into());
+        };
+        let values = self.finite(&format!("{}.weight", spec.path))?;
+        let [input, output] = [spec.shape[0], spec.shape[1]];
+        let values: Vec<f32> = (0..output)
+            .flat_map(|column| values[column..].iter().step_by(output).copied())
+            .collect();
+        let host = HostWeight::quantize(&values, input, quantization);
+        Ok(self.quantized(format!("{path}.weight"), host, [output, input]))
+    }
+
+    /// A tensor's values, which are to be quantised.
+    fn finite(&self, stored_name: &str) -> Result<Vec<f32>, ModelError> {
+        let values = self.stored.floats(stored_name)?;
+        if !values.iter().all(|value| value.is_finite()) {
+            let message = "holds numbers that are not finite, which cannot be quantised";
+            return Err(self.stored.wrong(stored_name, message));
+        }
+        Ok(values)
     }
 
     /// A linear module of the backbone, by its name without class prefix.
@@ -131,16 +140,6 @@ impl Builder<'_> {
         let shape = [shape[0], shape[1]];
         let host = HostWeight::quantize(&values, shape[1], quantization);
         Ok(self.quantized(full_name, host, shape))
-    }
-
-    /// Numbers that are to be quantised.
-    fn finite(&self, stored_name: &str) -> Result<Vec<f32>, ModelError> {
-        let values = self.stored.floats(stored_name)?;
-        if !values.iter().all(|value| value.is_finite()) {
-            let message = "holds numbers that are not finite, which cannot be quantised";
-            return Err(self.stored.wrong(stored_name, message));
-        }
-        Ok(values)
     }
 
     fn quantized(&self, name: String, host: HostWeight, shape: [usize; 2]) -> Weight {
@@ -196,7 +195,7 @@ impl Builder<'_> {
                 .with_pair(self, &path);
         }
         Linear {
-            weight: self.read::<2>(&spec.path, &path, "weight")?.into(),
+            weight: self.weight(&spec.path, &path)?,
             bias: match spec.bias {
                 true => Some(self.read(&spec.path, &path, "bias")?),
                 false => None,

@@ -6,9 +6,9 @@
 //! MiniLM, RoBERTa, ELECTRA, ModernBERT, DeBERTa-v3), a LoRA adapter that works on activations (with
 //! DoRA, PiSSA, pairs on the token embedding, trained tokens and biases), and a head. Images, signals,
 //! series, feature vectors and speech join the tokens as soft tokens, through encoders of their own.
-//! Frozen linear layers may be kept in 8 or 4 bits, quantised while they are read or as bitsandbytes has
-//! stored them. Adapters are read and written as PEFT does, and [`merge`]d into their checkpoint or with
-//! each other.
+//! Frozen linear layers may be kept in 8 or 4 bits, quantised while they are read or as bitsandbytes
+//! has stored them. Adapters are read and written as PEFT does, and [`merge`]d into their checkpoint or
+//! with each other.
 //! [`parity`] compares a model with stored results of Transformers.
 //!
 //! This crate knows no patients and no files but checkpoints, adapters and references. Hot

@@ -203,20 +203,25 @@ impl MemoryModel {
         trained_parameters += tokens * config.hidden as u64;
         let mut trained_in = vec![false; layers];
         let mut trained_before = options.fusion.is_some() || tokens > 0;
+        let final_norm = architecture::end(config)
+            .get(Slot::FinalNorm)
+            .map(|norm| norm.path.clone());
         for module in &modules {
             let trained = matching::saved(&saved, &module.path);
             let layer = layer_of(&module.path).filter(|&layer| layer < layers);
             let pair = plan.get(&module.path);
             // A tied output layer is the embedding, and an unused pooler is not built.
             let shared = module.path == "lm_head" && tied && !trained;
-            let pooler = module.path.ends_with("pooler.dense");
+            let pooler = ["pooler.dense", "head.dense"]
+                .iter()
+                .any(|name| module.path.ends_with(name));
             let unused =
                 pooler && pair.is_none() && !trained && class != TaskClass::SequenceClassifier;
             if trained {
                 trained_parameters += elements(module);
             } else if !shared && !unused {
-                let quantized = quantization
-                    .filter(|_| module.role == Role::Linear && (layer.is_some() || pooler));
+                let quantized =
+                    quantization.filter(|_| module.is_linear() && (layer.is_some() || pooler));
                 frozen_bytes += stored_bytes(module, dtype, quantized);
                 let name = format!("{}.weight", Checkpoint::canonical_name(&module.path));
                 let output = options.head == HeadOptions::CausalLm && tied;
@@ -237,10 +242,10 @@ impl MemoryModel {
                 if let Some(layer) = layer {
                     ranks[layer] += pair.rank as u64;
                     adapted_inputs[layer] += inputs;
-                    adapted_outputs[layer] += module.shape[0] as u64;
+                    adapted_outputs[layer] += outputs;
                 }
                 if dora {
-                    trained_parameters += module.shape[0] as u64;
+                    trained_parameters += outputs;
                 }
             }
             let trained_bias = module.bias
@@ -251,13 +256,21 @@ impl MemoryModel {
                     BiasMode::All => true,
                 };
             if trained_bias {
-                trained_parameters += module.shape[0] as u64;
+                trained_parameters += match module.role {
+                    Role::LinearTransposed => module.shape[1],
+                    _ => module.shape[0],
+                } as u64;
             }
             let trained = trained || trained_bias;
             match layer {
                 Some(layer) => trained_in[layer] |= trained || pair.is_some(),
                 None => {
-                    let behind = module.is_linear() || module.path.ends_with("norm");
+                    let projects =
+                        module.is_linear() && module.path.ends_with("embeddings_project");
+                    let last = final_norm
+                        .as_ref()
+                        .is_some_and(|name| module.path.ends_with(name));
+                    let behind = (module.is_linear() && !projects) || last;
                     trained_before |= (trained || pair.is_some()) && !behind;
                 }
             }
@@ -268,7 +281,7 @@ impl MemoryModel {
             layer.is_some_and(|layer| slots.iter().any(|slot| layer.get(*slot).is_some()))
         };
         let gated = parts([Slot::Gate, Slot::GateUp]);
-        let norm_last = architecture::end(config).get(Slot::FinalNorm).is_some();
+        let norm_last = final_norm.is_some();
         let mut tracked = trained_before;
         let blocks = (0..layers)
             .map(|layer| {

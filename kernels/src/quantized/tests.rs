@@ -86,13 +86,14 @@ fn half_precision_computes_in_half_precision() {
         let weight = quantized(&random([33, 70], 2), quantization);
         let lora = lora(4, [70, 33]);
         let exact = quantized_linear(x.clone(), &weight, None, Some(&lora));
-        let half = Lora {
+        // Cast anew for each graph: a backward pass uses its graph up.
+        let half = || Lora {
             a: lora.a.clone().cast(DType::BF16),
             b: lora.b.clone().cast(DType::BF16),
             ..lora.clone()
         };
         let x = x.require_grad();
-        let ours = quantized_linear(x.clone().cast(DType::BF16), &weight, None, Some(&half));
+        let ours = quantized_linear(x.clone().cast(DType::BF16), &weight, None, Some(&half()));
         assert_eq!(ours.dtype(), DType::BF16);
         let ours = ours.cast(DType::F32);
         // 8 bits of mantissa in every factor and in the sums.
@@ -101,7 +102,7 @@ fn half_precision_computes_in_half_precision() {
         assert!(x.grad(&gradients).is_some() && lora.a.grad(&gradients).is_some());
         // An input outside autodiff, as that of the first layer, leaves the pair its gradient.
         let constant = x.inner().cast(DType::BF16);
-        let ours = quantized_linear(constant, &weight, None, Some(&half)).cast(DType::F32);
+        let ours = quantized_linear(constant, &weight, None, Some(&half())).cast(DType::F32);
         assert!(lora.a.grad(&weigh(ours).backward()).is_some());
     }
 }

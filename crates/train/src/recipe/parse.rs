@@ -436,8 +436,11 @@ fn innermost<'a>(spans: &'a Spans, span: &Range<usize>) -> &'a str {
         .map_or("", |(path, _)| path.as_str())
 }
 
-/// Keys that other keys make unnecessary: files of text replace a cohort, and rows that carry their
-/// own targets the labels.
+/// Required keys that other keys make unnecessary.
+pub(super) const EXCUSABLE: [&str; 2] = ["cohort.path", "task.labels"];
+
+/// Whether a required key is not needed: files of text replace a cohort, and rows that carry their own
+/// targets the labels.
 fn excused(table: &toml::Table, path: &str) -> bool {
     let text = ["train", "tuning", "held_out"]
         .iter()

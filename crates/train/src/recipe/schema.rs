@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::parse::EXCUSABLE;
 use super::{Key, KeyKind, Recipe, keys};
 
 /// A value that no key accepts: what the reader says of it names what it does accept.
@@ -173,7 +174,8 @@ fn place(root: &mut Value, path: &str, schema: Value) {
 /// What a recipe has to give, unless it extends one that gives it.
 fn require(root: &mut Value, keys: &[Key]) {
     let mut then = json!({});
-    for key in keys.iter().filter(|key| key.required) {
+    let always = |key: &&Key| key.required && !EXCUSABLE.contains(&key.path);
+    for key in keys.iter().filter(always) {
         let mut parent = &mut then;
         let mut segments = key.path.split('.').peekable();
         while let Some(segment) = segments.next() {
