@@ -13,7 +13,8 @@ use serde::Serialize;
 
 use crate::TrainError;
 use crate::device::DeviceSpec;
-use crate::recipe::{Dtype, Recipe};
+use crate::optimizer::OptimizerOptions;
+use crate::recipe::{Dtype, Recipe, TrainSection};
 use crate::session::{dtype_name, float_dtype};
 
 /// Share of the memory there is that a run may take: allocators do not give back all that is freed,
@@ -241,7 +242,7 @@ impl<'a> MemoryPlan<'a> {
             },
             Component {
                 name: "optimizer",
-                bytes: training.moments_bytes,
+                bytes: state_bytes(&self.recipe.train, training.trained_bytes),
             },
             Component {
                 name: "activations",
@@ -338,6 +339,26 @@ impl<'a> MemoryPlan<'a> {
     }
 }
 
+/// What the optimizer and averages keep of what is trained, f32 each: two moments, or the momentum
+/// alone. In eight bits a moment is a byte and, for every 256, a scale; small tensors stay f32, and so
+/// do the few that are not low-rank factors with Muon, neither of which is counted.
+fn state_bytes(train: &TrainSection, trained_bytes: u64) -> u64 {
+    let averages = match train.ema_decay {
+        Some(_) => trained_bytes,
+        None => 0,
+    };
+    averages
+        + match OptimizerOptions::from_recipe(train) {
+            OptimizerOptions::AdamW(_) | OptimizerOptions::ScheduleFreeAdamW(_) => {
+                2 * trained_bytes
+            }
+            OptimizerOptions::AdamW8Bit(_) => trained_bytes / 2 + trained_bytes / 128,
+            OptimizerOptions::Muon { .. } => trained_bytes,
+            OptimizerOptions::Sgd(options) if options.momentum == 0.0 => 0,
+            OptimizerOptions::Sgd(_) => trained_bytes,
+        }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,6 +421,28 @@ mod tests {
                 .to_string()
                 .contains("max_tokens")
         );
+    }
+
+    #[test]
+    fn each_optimizer_keeps_what_it_keeps() {
+        let held = |set: &[&str]| {
+            with_plan(set, 1e12, |plan| {
+                let found = plan.predict().unwrap().components;
+                let of = |name| found.iter().find(|part| part.name == name).unwrap().bytes;
+                of("optimizer") as f64 / of("adapter and head") as f64
+            })
+        };
+        for (set, share) in [
+            (&[][..], 2.0),
+            (&["train.optimizer=adamw_8bit"], 0.508),
+            (&["train.optimizer=schedule_free_adamw"], 2.0),
+            (&["train.optimizer=muon"], 1.0),
+            (&["train.optimizer=sgd"], 1.0),
+            (&["train.optimizer=sgd", "train.momentum=0"], 0.0),
+            (&["train.ema_decay=0.9"], 3.0),
+        ] {
+            assert!((held(set) - share).abs() < 1e-3, "{set:?}: {}", held(set));
+        }
     }
 
     #[test]
