@@ -37,6 +37,20 @@ fn floats(view: &TensorView) -> Vec<f32> {
     }
 }
 
+/// The same codes, but for a few that differ by one.
+fn assert_neighbours(ours: &[u8], stored: &[u8], few: usize, name: &str) {
+    assert_eq!(ours.len(), stored.len(), "{name}");
+    let by = |(ours, stored): (&u8, &u8)| ours.wrapping_sub(*stored) as i8;
+    let others: Vec<i8> = ours
+        .iter()
+        .zip(stored)
+        .map(by)
+        .filter(|by| *by != 0)
+        .collect();
+    assert!(others.iter().all(|by| by.abs() == 1), "{name}: {others:?}");
+    assert!(others.len() <= few, "{name}: {} differ", others.len());
+}
+
 #[test]
 fn codes_scales_and_values_are_those_of_bitsandbytes() {
     let bytes = std::fs::read(fixture("quantization.safetensors")).unwrap();
@@ -77,7 +91,8 @@ fn codes_scales_and_values_are_those_of_bitsandbytes() {
             panic!("quantised scales");
         };
         assert_eq!(map, &floats(&tensor("dynamic.map")));
-        assert_eq!(nested, of("double.codes").data(), "{name}");
+        // bitsandbytes finds codes by a table and takes the second nearest now and then.
+        assert_neighbours(nested, of("double.codes").data(), nested.len() / 200, name);
         assert_eq!(nested_absmax, &floats(&of("double.absmax")), "{name}");
         if name == "small" {
             let host = HostWeight::Nf4 {
@@ -107,22 +122,12 @@ fn codes_scales_and_values_are_those_of_bitsandbytes() {
         let codes: Vec<u8> = codes.iter().map(|&code| code as u8).collect();
         // bitsandbytes scales in the weight's own type: what lies half way between two codes in bf16
         // may be rounded to the other.
-        let stored = of("int8.codes").data();
-        let near = |(ours, theirs): (&u8, &u8)| ours.wrapping_sub(*theirs) as i8;
-        let others: Vec<i8> = codes
-            .iter()
-            .zip(stored)
-            .map(near)
-            .filter(|by| *by != 0)
-            .collect();
-        assert!(others.iter().all(|by| by.abs() == 1), "{name}: {others:?}");
-        assert_eq!(codes.len(), stored.len());
-        let allowed = if name == "small" {
+        let few = if name == "small" {
             0
         } else {
             codes.len() / 100
         };
-        assert!(others.len() <= allowed, "{name}: {} differ", others.len());
+        assert_neighbours(&codes, of("int8.codes").data(), few, name);
         assert_eq!(absmax, &floats(&of("int8.absmax")), "{name}");
         if name == "small" {
             assert_eq!(host.dequantize(count, width), floats(&of("int8.values")));

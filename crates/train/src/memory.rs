@@ -435,7 +435,13 @@ mod tests {
         for (set, share) in [
             (&[][..], 2.0),
             (&["train.optimizer=adamw_8bit"], 0.508),
-            (&["train.optimizer=schedule_free_adamw"], 2.0),
+            (
+                &[
+                    "train.optimizer=schedule_free_adamw",
+                    "train.schedule.kind=constant",
+                ],
+                2.0,
+            ),
             (&["train.optimizer=muon"], 1.0),
             (&["train.optimizer=sgd"], 1.0),
             (&["train.optimizer=sgd", "train.momentum=0"], 0.0),

@@ -447,7 +447,7 @@ mod tests {
             ("model_type", json!({"hidden_size": 32})),
             (
                 "hidden_act",
-                json!({"model_type": "vit", "hidden_act": "tanh"}),
+                json!({"model_type": "vit", "hidden_act": "mish"}),
             ),
             (
                 "num_channels",
