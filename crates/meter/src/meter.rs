@@ -246,7 +246,10 @@ impl Meter {
 
     /// Adds seconds that the caller measured to a phase.
     pub fn add_phase(&mut self, phase: Phase, seconds: f64) {
-        self.log.add_phase(phase, seconds);
+        // Totals are shares of training and evaluation; warming up is neither.
+        if !matches!(self.open, Some((Purpose::WarmUp, _))) {
+            self.log.add_phase(phase, seconds);
+        }
         self.step.phases_s[phase as usize] += seconds;
     }
 

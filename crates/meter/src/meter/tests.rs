@@ -165,6 +165,24 @@ fn an_evaluation_between_steps_is_not_in_a_steps_time() {
 }
 
 #[test]
+fn phases_of_warming_up_are_not_those_of_training() {
+    let (mut meter, clock) = metered(1.0, EnergyOptions::default());
+    meter.begin(Purpose::WarmUp);
+    clock.advance(5.0);
+    meter.add_phase(Phase::Forward, 5.0);
+    meter.begin(Purpose::Training);
+    clock.advance(2.0);
+    meter.add_phase(Phase::Forward, 1.5);
+    meter.finish_step();
+    meter.end();
+    let throughput = meter.report().throughput;
+    let mut forward = throughput.phases.iter();
+    let forward = forward.find(|part| part.phase == Phase::Forward).unwrap();
+    assert_eq!(forward.total_s, 1.5);
+    assert_eq!(throughput.other_s.value(), Some(0.5));
+}
+
+#[test]
 fn the_device_is_synchronised_on_both_sides_of_the_work() {
     let (mut meter, _) = metered(1.0, EnergyOptions::default());
     let order = std::cell::RefCell::new(Vec::new());
