@@ -276,7 +276,7 @@ fn times(matrix: &[f32], vectors: &Vectors, rows: usize) -> Vectors {
     over_vectors(&mut products, |k, product| {
         let vector = vectors.vector(k);
         for (product, row) in product.iter_mut().zip(matrix.chunks_exact(columns)) {
-            *product = mixed_dot(row, vector);
+            *product = dot(row, vector);
         }
     });
     products
@@ -320,35 +320,18 @@ fn rotate(a: &mut [f64], b: &mut [f64], cosine: f64, sine: f64) {
 }
 
 /// Eight sums side by side, which the compiler makes one instruction of.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+fn dot<T: Copy + Into<f64>>(a: &[T], b: &[f64]) -> f64 {
     let mut sums = [0.0f64; 8];
     let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
     let rest: f64 = a
         .remainder()
         .iter()
         .zip(b.remainder())
-        .map(|(a, b)| a * b)
+        .map(|(&a, b)| a.into() * b)
         .sum();
     for (a, b) in a.zip(b) {
         for lane in 0..8 {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    sums.iter().sum::<f64>() + rest
-}
-
-fn mixed_dot(a: &[f32], b: &[f64]) -> f64 {
-    let mut sums = [0.0f64; 8];
-    let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f64 = a
-        .remainder()
-        .iter()
-        .zip(b.remainder())
-        .map(|(a, b)| f64::from(*a) * b)
-        .sum();
-    for (a, b) in a.zip(b) {
-        for lane in 0..8 {
-            sums[lane] += f64::from(a[lane]) * b[lane];
+            sums[lane] += a[lane].into() * b[lane];
         }
     }
     sums.iter().sum::<f64>() + rest

@@ -30,16 +30,7 @@ fn model(base: &str, head: HeadOptions, modules_to_save: &[&str]) -> Model {
         ..ModelOptions::default()
     };
     let mut model = Model::load(&checkpoint, &options, &device()).unwrap();
-    // Away from B = 0, where nothing would reach A.
-    struct FillB;
-    impl ParameterVisitor for FillB {
-        fn visit<const D: usize>(&mut self, name: &str, _: ParameterGroup, tensor: &mut Tensor<D>) {
-            if name.contains("lora_B") {
-                *tensor = Tensor::from_inner(tensor.clone().inner() + 0.02).require_grad();
-            }
-        }
-    }
-    model.visit_trainable(&mut FillB);
+    common::fill_b(&mut model);
     model
 }
 

@@ -7,7 +7,7 @@ pub mod copy;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use calor_model::{ModelInput, SampleSpan};
+use calor_model::{Model, ModelInput, ParameterGroup, ParameterVisitor, SampleSpan};
 
 /// A folder that `scripts/references/models.py` or `towers.py` made.
 pub fn fixture(name: &str) -> PathBuf {
@@ -18,6 +18,19 @@ pub fn fixture(name: &str) -> PathBuf {
 
 pub fn device() -> Device {
     Device::flex()
+}
+
+/// Moves every `lora_B` away from 0, where the adapter would not show and nothing would reach `A`.
+pub fn fill_b(model: &mut Model) {
+    struct FillB;
+    impl ParameterVisitor for FillB {
+        fn visit<const D: usize>(&mut self, name: &str, _: ParameterGroup, tensor: &mut Tensor<D>) {
+            if name.contains("lora_B") {
+                *tensor = Tensor::from_inner(tensor.clone().inner() + 0.02).require_grad();
+            }
+        }
+    }
+    model.visit_trainable(&mut FillB);
 }
 
 pub fn integers(values: Vec<i32>, shape: [usize; 2]) -> Tensor<2, Int> {
