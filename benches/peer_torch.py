@@ -32,6 +32,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,10 @@ def parse() -> argparse.Namespace:
     # How this script calls itself, for PyTorch's side in a process of its own.
     for name in ("--side", "--model", "--task", "--adapter", "--data"):
         parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--side-device", default="cpu", help=argparse.SUPPRESS)
+    parser.add_argument("--side-dtype", choices=["f32", "bf16"], default="f32", help=argparse.SUPPRESS)
+    for name in ("--checkpointing", "--compile", "--adapter-in-dtype"):
+        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.steps < 1 or options.warmup < 0 or options.rounds < 1:
         parser.error("--steps and --rounds take at least 1, --warmup at least 0")
@@ -214,7 +219,7 @@ def run_torch(case: Case, folder: Path, work: Path, steps: int, warmup: int) -> 
     return run_side(f"{case.model}: PyTorch", command)
 
 
-def run_side(name: str, command: list) -> dict:
+def run_side(name: str, command: list, on_gpu: bool = False, timeout_s: float | None = None) -> dict:
     """What a side prints as JSON, with the peak resident memory of its process as the kernel counts it."""
     cores = str(len(os.sched_getaffinity(0)))
     threads = {"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores, "RAYON_NUM_THREADS": cores}
@@ -224,10 +229,15 @@ def run_side(name: str, command: list) -> dict:
             stdout=subprocess.PIPE,
             stderr=diagnostics,
             text=True,
-            env={**os.environ, **threads, "CUDA_VISIBLE_DEVICES": ""},
+            env={**os.environ, **threads} | ({} if on_gpu else {"CUDA_VISIBLE_DEVICES": ""}),
         )
+        limit = threading.Timer(timeout_s, process.kill) if timeout_s else None
+        if limit:
+            limit.start()
         with process.stdout as stream:
             output = stream.read()
+        if limit:
+            limit.cancel()
         # Not `wait`: only wait4 tells what this one child used.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -287,27 +297,64 @@ def torch_side(options: argparse.Namespace) -> None:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
+    on_gpu = options.side_device != "cpu"
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[options.side_dtype]
     settings = peft_steps.Settings(
         steps=options.warmup + options.steps, learning_rate=LEARNING_RATE
     )
-    base = peft_steps.load_base(Path(options.model), options.task, attention="sdpa")
+    base = peft_steps.load_base(Path(options.model), options.task, attention="sdpa", dtype=dtype)
     base.config.use_cache = False
-    model = peft_steps.load_trainable(base, Path(options.adapter)).train()
+    model = peft_steps.load_trainable(
+        base, Path(options.adapter), autocast_adapter_dtype=not options.adapter_in_dtype
+    )
+    model = model.to(options.side_device).train()
+    if options.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
     optimizer = peft_steps.optimizer_for(model, settings, fused=True)
+    if options.compile:
+        model = torch.compile(model)
     batch = load_file(options.data)
-    if not bool(batch.pop("attention_mask").all()):
+    if not bool(batch.pop("attention_mask", torch.ones(1)).all()):
         raise BenchError("the batch has padding: this bench compares full rows")
-    energy = Energy()
+    batch = {name: tensor.to(options.side_device) for name, tensor in batch.items()}
+    energy = GpuEnergy(options.side_device) if on_gpu else Energy()
     losses, step_s = [], []
     for index in range(settings.steps):
         if index == options.warmup:
             energy.start()
         started = time.perf_counter()
+        # The loss and the norm are read at its end, which waits for the device.
         loss, _ = peft_steps.step(model, optimizer, batch, settings, index)
+        if on_gpu:
+            torch.cuda.synchronize()
         if index >= options.warmup:
             step_s.append(time.perf_counter() - started)
         losses.append(loss)
-    print(json.dumps({"losses": losses, "step_s": step_s, "energy_j": energy.stop()}))
+    found = {"losses": losses, "step_s": step_s, "energy_j": energy.stop()}
+    if on_gpu:
+        found["device_peak_bytes"] = {"value": torch.cuda.max_memory_reserved()}
+        found["device_peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
+    print(json.dumps(found))
+
+
+class GpuEnergy:
+    """Joules of the whole card between `start` and `stop`, from NVML's counter."""
+
+    def __init__(self, device: str):
+        import pynvml
+
+        pynvml.nvmlInit()
+        self.nvml = pynvml
+        # As CUDA numbers them where CUDA_VISIBLE_DEVICES is not set and the order is PCI's.
+        self.handle = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
+
+    def start(self) -> None:
+        self.before_mj = self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
+
+    def stop(self) -> dict:
+        used_mj = self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) - self.before_mj
+        return {"status": "measured", "value": used_mj * 1e-3, "source": "NVML total energy"}
 
 
 class Energy:

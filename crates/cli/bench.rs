@@ -237,6 +237,14 @@ fn show(report: &StepBenchReport) -> String {
             ]);
         }
     }
+    let beside = match report.device_peak_bytes.value() {
+        Some(_) => "on the device",
+        None => "beside the program",
+    };
+    table.row([
+        "predicted".to_owned(),
+        format!("{} {beside}", bytes(report.predicted_peak_bytes)),
+    ]);
     let ends = |losses: &[f64]| match losses {
         [first, .., last] => format!("{} at first, {} at last", number(*first), number(*last)),
         [only] => number(*only),

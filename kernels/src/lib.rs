@@ -16,15 +16,17 @@ mod attention;
 mod cpu;
 mod cross_entropy;
 mod lora_linear;
+mod matmul;
 mod normalization;
 mod quantized;
 mod recompute;
 mod rotary;
 
-pub use activation::{gelu, gelu_tanh, swiglu};
+pub use activation::{geglu, geglu_tanh, gelu, gelu_tanh, swiglu};
 pub use attention::{AttentionOptions, attention};
 pub use cross_entropy::{IGNORED_TARGET, fuses_cross_entropy, linear_cross_entropy};
 pub use lora_linear::{Lora, dropout, dropout_keeps, lora_linear};
+pub use matmul::matmul;
 pub use normalization::{layer_norm, rms_norm};
 pub use quantized::{
     BlockScales, HostWeight, NF4, Quantization, QuantizedWeight, quantized_linear,
@@ -34,7 +36,7 @@ pub use rotary::rotary;
 
 /// The plain versions, for tests and for measuring what a kernel gains.
 pub mod reference {
-    pub use crate::activation::reference::{gelu, gelu_tanh, swiglu};
+    pub use crate::activation::reference::{geglu, geglu_tanh, gelu, gelu_tanh, swiglu};
     pub use crate::attention::reference::{attention, soft_cap, spread_heads};
     pub use crate::cross_entropy::reference::linear_cross_entropy;
     pub use crate::lora_linear::reference::lora_linear;

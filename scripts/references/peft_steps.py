@@ -60,13 +60,15 @@ class Settings:
         return self.learning_rate
 
 
-def load_base(folder: Path, task: str, attention: str = "eager") -> torch.nn.Module:
-    """The checkpoint in f32 without dropout; a binary classifier's new head is drawn from torch's seed."""
+def load_base(
+    folder: Path, task: str, attention: str = "eager", dtype: torch.dtype = torch.float32
+) -> torch.nn.Module:
+    """The checkpoint without dropout; a binary classifier's new head is drawn from torch's seed."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    options = {"dtype": torch.float32, "attn_implementation": attention, "local_files_only": True}
+    options = {"dtype": dtype, "attn_implementation": attention, "local_files_only": True}
     if task == CAUSAL_LM:
         return transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -95,10 +97,10 @@ def new_adapter(base: torch.nn.Module, task: str, rank: int, alpha: int) -> torc
     )
 
 
-def load_trainable(base: torch.nn.Module, adapter: Path) -> torch.nn.Module:
+def load_trainable(base: torch.nn.Module, adapter: Path, **options) -> torch.nn.Module:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    return PeftModel.from_pretrained(base, adapter, is_trainable=True, **options)
 
 
 def make_batch(folder: Path, task: str, batch: int, seq: int, seed: int, full: bool) -> dict:

@@ -238,9 +238,8 @@ fn masked_attention(
     let [_, seq, heads, _] = query.dims();
     let dtype = query.dtype();
     let nothing = visible.clone().any_dim(3).bool_not();
-    let mut scores = query
-        .swap_dims(1, 2)
-        .matmul(spread_heads(key, heads).swap_dims(2, 3));
+    let key = spread_heads(key, heads).swap_dims(2, 3);
+    let mut scores = calor_kernels::matmul(query.swap_dims(1, 2), key);
     if let Some(bias) = bias {
         scores = scores + bias;
     }
@@ -249,9 +248,8 @@ fn masked_attention(
         scores = soft_cap(scores, cap);
     }
     let scores = scores.mask_fill(visible.bool_not().repeat_dim(1, heads), -1e30);
-    softmax(scores, 3)
+    let weights = softmax(scores, 3)
         .mask_fill(nothing.repeat_dim(1, heads).repeat_dim(3, seq), 0.0)
-        .cast(dtype)
-        .matmul(spread_heads(value, heads))
-        .swap_dims(1, 2)
+        .cast(dtype);
+    calor_kernels::matmul(weights, spread_heads(value, heads)).swap_dims(1, 2)
 }

@@ -61,6 +61,7 @@ impl Backbone {
                     weight: builder.embedding(&end.expect(Slot::Relative).path)?,
                     norm: builder.norm_of(&end, Slot::RelativeNorm, config)?,
                     config: relative,
+                    heads: config.heads,
                 }),
                 None => None,
             },
@@ -97,7 +98,7 @@ impl Backbone {
     /// selected tokens.
     pub fn forward(&self, run: &Run) -> Tensor<3> {
         let mut hidden = self.embeddings.forward(run);
-        let [_, seq, _] = hidden.dims();
+        let [batch, seq, _] = hidden.dims();
         let (dtype, device) = (hidden.dtype(), hidden.device());
         let angles: Vec<Angles> = self
             .ropes
@@ -107,7 +108,10 @@ impl Backbone {
                 rope.angles(positions, run.input.segments.clone(), dtype, &device)
             })
             .collect();
-        let relative = self.relative.as_ref().map(|table| table.of(seq, dtype));
+        let relative = self
+            .relative
+            .as_ref()
+            .map(|table| table.of(batch, seq, dtype));
         // What is run again takes all but its input and parameters for constants.
         let constant = !relative.as_ref().is_some_and(Relative::is_tracked);
         let run = Run {

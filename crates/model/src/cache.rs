@@ -151,8 +151,7 @@ impl State {
             .swap_dims(1, 2)
             .reshape([batch, kv_heads, shared * seq, head_dim]);
         let visible = self.visible(options.window, &query).repeat_dim(2, shared);
-        let scores = query
-            .matmul(key.swap_dims(1, 2).swap_dims(2, 3))
+        let scores = calor_kernels::matmul(query, key.swap_dims(1, 2).swap_dims(2, 3))
             .mul_scalar(options.scale);
         let scores = match options.soft_cap {
             Some(cap) => soft_cap(scores, cap),
@@ -160,8 +159,7 @@ impl State {
         };
         let scores = scores.mask_fill(visible.bool_not().repeat_dim(1, kv_heads), -1e30);
         debug_assert_eq!(scores.dims(), [batch, kv_heads, shared * seq, columns]);
-        softmax(scores, 3)
-            .matmul(value.swap_dims(1, 2))
+        calor_kernels::matmul(softmax(scores, 3), value.swap_dims(1, 2))
             .reshape([batch, heads, seq, head_dim])
             .swap_dims(1, 2)
     }

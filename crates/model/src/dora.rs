@@ -96,10 +96,14 @@ fn norms(
 ) -> Tensor<1> {
     let a = a.cast(DType::F32);
     let b = b.cast(DType::F32);
-    let across = over_rows(weight, |rows| rows.matmul(a.clone().transpose()));
+    let across = over_rows(weight, |rows| {
+        calor_kernels::matmul(rows, a.clone().transpose())
+    });
     let cross = (across * b.clone()).sum_dim(1).squeeze_dim::<1>(1);
-    let gram = a.clone().matmul(a.transpose());
-    let own = (b.clone().matmul(gram) * b).sum_dim(1).squeeze_dim::<1>(1);
+    let gram = calor_kernels::matmul(a.clone(), a.transpose());
+    let own = (calor_kernels::matmul(b.clone(), gram) * b)
+        .sum_dim(1)
+        .squeeze_dim::<1>(1);
     let sum = squares + cross.mul_scalar(2.0 * scaling) + own.mul_scalar(scaling * scaling);
     // Rounding may bring the sum of a row that is zero below zero.
     sum.clamp_min(0.0).sqrt()

@@ -53,7 +53,7 @@ impl TokenEmbedding {
         let dtype = rows.dtype();
         if let Some(pair) = &self.pair {
             let low = pair.a.matching(dtype).select(1, ids.clone()).transpose();
-            let added = low.matmul(pair.b.matching(dtype).transpose());
+            let added = calor_kernels::matmul(low, pair.b.matching(dtype).transpose());
             rows = rows + added.mul_scalar(pair.scaling);
         }
         if let Some(trained) = &self.rows {

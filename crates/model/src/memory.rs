@@ -11,9 +11,11 @@
 //! ```
 //!
 //! an encoder's block one sum before each norm in place of the normed states, and one wide state
-//! before its activation and one after. A block that is run again keeps its input only. Without the
+//! before its activation and one after; every other norm keeps its input as well. A block that is run again keeps its input only. Without the
 //! kernels (on a GPU) the plain operations keep more: the scores of attention, `heads · seq²` a row,
 //! intermediate results of norms and activations, dropout masks.
+
+mod count;
 
 use burn::tensor::DType;
 use calor_kernels::Quantization;
@@ -29,16 +31,10 @@ use crate::matching;
 use crate::model::{ModelOptions, reachable};
 use crate::names::Slot;
 use crate::recompute::Recompute;
+use count::Count;
 
 /// Bytes of what is trained, and of statistics and sums.
 const F32: u64 = 4;
-/// Elements of logits that the fused cross-entropy holds at once, and the fewest rows of them.
-const LOGITS_AT_ONCE: u64 = 1 << 22;
-const ROWS_AT_ONCE: u64 = 16;
-/// Elements of logits that the chunked cross-entropy holds at once.
-const CHUNKED_LOGITS: u64 = 1 << 24;
-/// Queries that a thread of the attention kernel works on at once.
-const TILE: u64 = 64;
 
 /// Sizes of a micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -67,6 +63,17 @@ pub enum PassDevice {
     },
     /// A device with memory of its own, with plain operations.
     Device,
+}
+
+impl PassDevice {
+    /// All processors of this host, or a device with memory of its own.
+    pub fn of(on_host: bool) -> PassDevice {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        match on_host {
+            true => PassDevice::Host { threads },
+            false => PassDevice::Device,
+        }
+    }
 }
 
 /// What a training step holds when it holds the most, in bytes.
@@ -115,6 +122,8 @@ pub struct MemoryModel {
     /// Rotated dimensions of a head, summed over the model's ropes.
     rotated: u64,
     vocab: u64,
+    /// Widths of the embeddings and of what a trained layer makes of them (ELECTRA), together.
+    projected: u64,
     /// Whether the last norm stands behind the blocks, as in decoders.
     norm_last: bool,
     output: Output,
@@ -150,8 +159,13 @@ struct Block {
     heads: u64,
     gated: bool,
     norms_query: bool,
-    /// Scores of attention to relative positions, in plain operations.
-    relative: bool,
+    norms: Norms,
+    /// The feed-forward block reads what attention reads.
+    parallel: bool,
+    /// Queries, keys and values are parts of one product, and so are gate and up.
+    fused: [bool; 2],
+    /// Entries of the table of relative positions, whose attention is in plain operations.
+    relative: Option<u64>,
     /// Ranks of the pairs together.
     ranks: u64,
     /// Inputs of the pairs together, and outputs.
@@ -161,6 +175,17 @@ struct Block {
     tracked: bool,
     /// Whether anything before the block is trained.
     input_tracked: bool,
+}
+
+/// The norms of a block, each of which keeps its input.
+#[derive(Debug, Clone, Copy)]
+struct Norms {
+    before_attention: bool,
+    before_mlp: bool,
+    /// On what attention and the feed-forward block add.
+    on: [bool; 2],
+    /// On the sums with it.
+    after: [bool; 2],
 }
 
 impl MemoryModel {
@@ -202,6 +227,7 @@ impl MemoryModel {
         let tokens = lora.map_or(0, |lora| lora.trained_tokens.len() as u64);
         trained_parameters += tokens * config.hidden as u64;
         let mut trained_in = vec![false; layers];
+        let mut projected = 0;
         let mut trained_before = options.fusion.is_some() || tokens > 0;
         let final_norm = architecture::end(config)
             .get(Slot::FinalNorm)
@@ -272,15 +298,22 @@ impl MemoryModel {
                         .is_some_and(|name| module.path.ends_with(name));
                     let behind = (module.is_linear() && !projects) || last;
                     trained_before |= (trained || pair.is_some()) && !behind;
+                    if projects && (trained || pair.is_some()) {
+                        projected = module.shape.iter().sum::<usize>() as u64;
+                    }
                 }
             }
         }
         let design = &config.design;
-        let parts = |slots: [Slot; 2]| {
-            let layer = (layers > 0).then(|| architecture::layer(config, layers - 1));
-            layer.is_some_and(|layer| slots.iter().any(|slot| layer.get(*slot).is_some()))
+        let last = (layers > 0).then(|| architecture::layer(config, layers - 1));
+        let has = |slot| last.as_ref().is_some_and(|layer| layer.get(slot).is_some());
+        let gated = has(Slot::Gate) || has(Slot::GateUp);
+        let norms = Norms {
+            before_attention: has(Slot::BeforeAttention),
+            before_mlp: has(Slot::BeforeMlp),
+            on: [Slot::OnAttention, Slot::OnMlp].map(has),
+            after: [Slot::AfterAttention, Slot::AfterMlp].map(has),
         };
-        let gated = parts([Slot::Gate, Slot::GateUp]);
         let norm_last = final_norm.is_some();
         let mut tracked = trained_before;
         let blocks = (0..layers)
@@ -295,7 +328,10 @@ impl MemoryModel {
                     heads: config.heads as u64,
                     gated,
                     norms_query: design.query_key_norm.is_some(),
-                    relative: design.relative.is_some(),
+                    norms,
+                    parallel: design.parallel,
+                    fused: [Slot::QueryKeyValue, Slot::GateUp].map(has),
+                    relative: design.relative.map(|relative| 2 * relative.span() as u64),
                     ranks: ranks[layer],
                     adapted_inputs: adapted_inputs[layer],
                     adapted_outputs: adapted_outputs[layer],
@@ -313,6 +349,7 @@ impl MemoryModel {
             head_dim: design.head_dim as u64,
             rotated: design.ropes.iter().map(|rope| rope.rotated as u64).sum(),
             vocab: config.vocab as u64,
+            projected,
             norm_last,
             output: match options.head {
                 HeadOptions::None => Output::States,
@@ -413,187 +450,6 @@ impl MemoryModel {
     }
 }
 
-/// Tensors of one pass.
-struct Count<'a> {
-    model: &'a MemoryModel,
-    shape: PassShape,
-    device: PassDevice,
-}
-
-impl Count<'_> {
-    fn plain(&self) -> bool {
-        self.device == PassDevice::Device
-    }
-
-    /// Positions that the part of a block behind attention computes.
-    fn selected(&self, index: usize) -> u64 {
-        let last = index + 1 == self.model.blocks.len();
-        match self.model.output {
-            Output::Pooled { every_token: false } if last => self.shape.samples as u64,
-            _ => self.shape.positions(),
-        }
-    }
-
-    /// What block `index` keeps from its forward pass, its input included.
-    fn kept(&self, index: usize) -> u64 {
-        let block = &self.model.blocks[index];
-        if !block.tracked {
-            return 0;
-        }
-        let element = self.model.element();
-        let positions = self.shape.positions();
-        let selected = self.selected(index);
-        let Block {
-            hidden,
-            query,
-            key,
-            intermediate: wide,
-            heads,
-            ..
-        } = *block;
-        // Before attention's output layer: on all positions; behind it: on the selected ones.
-        let (mut early, mut late) = match block.gated {
-            true => (2 * hidden + 2 * query + 2 * key, 2 * hidden + 3 * wide),
-            false => (hidden + 2 * query + 2 * key, 3 * hidden + 2 * wide),
-        };
-        if !block.input_tracked {
-            // Nothing flows back into the input: a norm before attention keeps nothing.
-            early -= if block.gated { hidden } else { 0 };
-        }
-        if block.norms_query {
-            early += query + key;
-        }
-        if self.plain() {
-            // Plain operations keep what the kernels compute again.
-            late += if block.gated { 2 * wide } else { 3 * wide };
-            if self.model.dropout {
-                // A mask and the product with it, of each adapted module's input.
-                early += 2 * block.adapted_inputs;
-            }
-        }
-        if self.model.dora {
-            // What is multiplied by the magnitudes; with dropout what is dropped and what is not.
-            late += block.adapted_outputs;
-            late += match self.model.dropout {
-                true => 2 * block.adapted_inputs,
-                false => 0,
-            };
-        }
-        let mut bytes = element * (positions * early + selected * late);
-        if block.relative {
-            // The scores of all pairs: their sum after the softmax, masked, and what was gathered.
-            let scores = self.shape.rows as u64 * heads * (self.shape.seq as u64).pow(2);
-            bytes += scores * (2 * F32 + 1 + element);
-        }
-        bytes += F32 * (positions * heads + selected * block.ranks);
-        if self.plain() {
-            // Scores after the softmax in f32 and as they are multiplied, their mask, and the keys
-            // and values spread over the query heads.
-            let scores = self.shape.rows as u64 * heads * (self.shape.seq as u64).pow(2);
-            bytes += scores * (F32 + element + 1) + element * positions * 2 * (query - key);
-            // Normalised states and their squares, in f32.
-            bytes += F32 * (positions + selected) * hidden;
-        }
-        bytes
-    }
-
-    /// Rotary tables, for the whole pass.
-    fn tables(&self) -> u64 {
-        2 * self.shape.positions() * self.model.rotated * self.model.element()
-    }
-
-    /// The input of the norm behind the blocks.
-    fn last_norm(&self) -> u64 {
-        let last = self.selected(self.model.blocks.len().saturating_sub(1));
-        match self.model.norm_last {
-            true => last * self.model.hidden * self.model.element(),
-            false => 0,
-        }
-    }
-
-    /// What exists beside the kept tensors while the loss is computed.
-    fn loss(&self) -> u64 {
-        let MemoryModel { hidden, vocab, .. } = *self.model;
-        let element = self.model.element();
-        let positions = self.shape.positions();
-        match self.model.output {
-            Output::Vocabulary { fused } if fused && !self.plain() => {
-                let rows = (LOGITS_AT_ONCE / vocab).clamp(1, positions);
-                let rows = rows.max(ROWS_AT_ONCE.min(positions));
-                let wide = match self.model.dtype {
-                    DType::F32 => 0,
-                    // Widened states and weights.
-                    _ => F32 * hidden * (positions + vocab),
-                };
-                // States, their gradient, and a chunk with its rows in and out.
-                positions * hidden * (element + F32) + F32 * rows * (vocab + 2 * hidden) + wide
-            }
-            Output::Vocabulary { .. } => {
-                let rows = (CHUNKED_LOGITS / vocab).clamp(1, positions);
-                // Logits, their softmax and the gradients of both.
-                2 * positions * hidden * element + 4 * F32 * rows * vocab
-            }
-            Output::Pooled { every_token: true } => {
-                // The states in f32, and the weights of each sample's positions.
-                let wide = if element < F32 { F32 } else { 0 };
-                positions * hidden * (element + wide) + self.shape.samples as u64 * positions * F32
-            }
-            Output::Pooled { .. } | Output::States => 0,
-        }
-    }
-
-    /// What exists beside the kept tensors where the backward pass of a block begins: the gradient
-    /// of its output and those of its widest states, with copies for dropout; where all but some
-    /// positions are left out behind attention, attention's gradients.
-    fn backward(&self, index: usize) -> u64 {
-        let Block {
-            hidden,
-            query,
-            key,
-            intermediate: wide,
-            ..
-        } = self.model.blocks[index];
-        let element = self.model.element();
-        let (positions, selected) = (self.shape.positions(), self.selected(index));
-        let dropped = u64::from(self.model.dropout && self.model.blocks[index].ranks > 0);
-        let half_on_host = element < F32 && !self.plain();
-        let gated = self.model.blocks[index].gated;
-        // A norm at the block's end has given back its input, as wide as the gradient.
-        let residual = element * if gated { hidden } else { 0 };
-        let late = match half_on_host {
-            false => element * wide * (1 + dropped) + residual,
-            true => {
-                // Kernels widen what was kept and give the narrow copy back: the operands of the
-                // last product with its result, or the activation's states with their gradients.
-                let product = F32 * (hidden + wide * (2 + dropped)) - element * wide;
-                let (states, given_back) = if gated { (4, 3) } else { (3, 2) };
-                let activation = F32 * states * wide - element * given_back * wide;
-                product.max(activation) + residual
-            }
-        };
-        let early = match half_on_host {
-            false => element * (hidden + 2 * query + 2 * key),
-            true => (4 * F32 - 2 * element) * (query + key) + element * 2 * hidden,
-        };
-        let mut bytes = selected * late;
-        if selected < positions {
-            bytes = bytes.max(positions * early);
-        }
-        if half_on_host && !self.model.quantized {
-            bytes += F32 * hidden * wide;
-        }
-        if self.plain() && self.model.quantized {
-            // Codes as numbers and values in f32 of the widest weight, as a whole.
-            bytes += 2 * F32 * hidden * wide;
-        }
-        if let PassDevice::Host { threads } = self.device {
-            let seq = self.shape.seq as u64;
-            bytes += threads as u64 * F32 * seq * 2 * (TILE + self.model.head_dim);
-        }
-        bytes
-    }
-}
-
 /// Bytes of a frozen module's tensors: the one place that knows how they are stored.
 fn stored_bytes(module: &ModuleSpec, dtype: DType, quantization: Option<Quantization>) -> u64 {
     match (quantization, module.shape.as_slice()) {
@@ -634,10 +490,10 @@ fn own_head(config: &ModelConfig, options: &ModelOptions) -> u64 {
         }
 }
 
-/// The layer that a module's path names: the number after `layers.` or `layer.`.
+/// The layer that a module's path names: the number after `layers.`, `layer.` or, of GPT-2, `h.`.
 fn layer_of(path: &str) -> Option<usize> {
     let mut parts = path.split('.');
-    parts.find(|part| matches!(*part, "layers" | "layer"))?;
+    parts.find(|part| matches!(*part, "layers" | "layer" | "h"))?;
     parts.next()?.parse().ok()
 }
 
@@ -649,6 +505,7 @@ mod tests {
     fn layers_are_found_in_paths() {
         assert_eq!(layer_of("model.layers.11.mlp.up_proj"), Some(11));
         assert_eq!(layer_of("bert.encoder.layer.0.output.dense"), Some(0));
+        assert_eq!(layer_of("transformer.h.3.attn.c_attn"), Some(3));
         assert_eq!(layer_of("model.norm"), None);
     }
 }

@@ -63,6 +63,8 @@ impl GatedMlp {
         };
         let wide = match self.activation {
             Activation::Silu => calor_kernels::swiglu(gate, up),
+            Activation::Gelu => calor_kernels::geglu(gate, up),
+            Activation::GeluTanh => calor_kernels::geglu_tanh(gate, up),
             activation => activation.apply(gate) * up,
         };
         self.down.forward(wide, mode)

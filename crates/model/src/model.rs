@@ -1,34 +1,27 @@
 //! The model: a backbone, an adapter on it, a head.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use calor_kernels::Quantization;
-use serde::Serialize;
 
 use crate::adapter_file;
-use crate::architecture::{self, ModuleSpec, Role, TaskClass};
-use crate::attention::Masking;
+use crate::architecture::{self, ModuleSpec, TaskClass};
 use crate::backbone::Backbone;
 use crate::builder::Builder;
-use crate::cache::State;
 use crate::checkpoint::Checkpoint;
-use crate::config::{Family, ModelConfig};
+use crate::config::ModelConfig;
 use crate::embedding::TokenEmbedding;
 use crate::error::ModelError;
-use crate::fusion::{self, Fusion, FusionOptions};
+use crate::fusion::{Fusion, FusionOptions};
 use crate::head::{self, Classifier, Head, HeadOptions, Pooling};
 use crate::lora::{BiasMode, LoraOptions, PairInit, Plan};
 use crate::names::OUTPUT_LAYER;
-use crate::output_loss::chunked_cross_entropy;
 use crate::parameter::{
     Parameter, ParameterGroup, ParameterKind, ParameterVisitor, Visit, peft_key,
 };
 use crate::recompute::Recompute;
-use crate::run::{Mode, ModelInput, Run, Selection, mean_over_samples};
 use crate::weight::{QuantizedParameter, Weight};
 use crate::weights::TensorFile;
 
@@ -96,41 +89,11 @@ pub struct Model {
     pub(crate) class: TaskClass,
     pub(crate) plan: Arc<Plan>,
     pub(crate) modules_to_save: Vec<String>,
-    backbone: Box<Backbone>,
+    pub(crate) backbone: Box<Backbone>,
     pub(crate) fusion: Option<Fusion>,
     pub(crate) head: Head,
-    recompute: Recompute,
+    pub(crate) recompute: Recompute,
     device: Device,
-}
-
-/// Numbers of parameters, for the arithmetic of FLOPs and memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct ModelSize {
-    /// Weights of the backbone that every token is multiplied with: all but the embeddings, and
-    /// the output layer of a language model although it may be the embedding.
-    pub base_parameters: u64,
-    /// Token, position and type embeddings.
-    pub embedding_parameters: u64,
-    /// `lora_A` and `lora_B`.
-    pub adapter_parameters: u64,
-    /// Trained in full: the head and `modules_to_save`.
-    pub head_parameters: u64,
-    /// Frozen weights of the pretrained towers that read modality items.
-    pub tower_parameters: u64,
-    /// Trained in the encoders of modality items, the towers' low-rank pairs included.
-    pub encoder_parameters: u64,
-    /// Resamplers, projectors, type, site and time embeddings, missing tokens.
-    pub projector_parameters: u64,
-    /// Width of the hidden states.
-    pub hidden: u64,
-    /// Width of the attention heads together.
-    pub attention_width: u64,
-    /// Number of layers.
-    pub layers: u64,
-    /// Bytes of all frozen weights as they are kept.
-    pub frozen_bytes: u64,
-    /// Whether a token sees only what comes before it.
-    pub causal: bool,
 }
 
 impl Model {
@@ -304,149 +267,6 @@ impl Model {
         })
     }
 
-    /// Logits of a classifier, `[samples, labels]`, f32, in the order of `input.samples`.
-    ///
-    /// # Panics
-    /// When the model was built without a classifier, or `input.soft` does not fit it; see
-    /// [`Model::check_soft`].
-    pub fn forward(&self, input: &ModelInput, mode: Mode) -> Tensor<2> {
-        self.classify(input, mode, Masking::Segments)
-    }
-
-    pub(crate) fn classify(&self, input: &ModelInput, mode: Mode, masking: Masking) -> Tensor<2> {
-        let Head::Classifier(classifier) = &self.head else {
-            panic!("the model was built without a classifier");
-        };
-        classifier.forward(self.pooled(input, mode, masking), mode)
-    }
-
-    /// What the classifier reads, `[1, samples, hidden]`.
-    pub(crate) fn pooled(&self, input: &ModelInput, mode: Mode, masking: Masking) -> Tensor<3> {
-        let pooling = self.options.head.pooling().expect("a classifier pools");
-        match pooling {
-            Pooling::Mean => {
-                let hidden = self.hidden_masked(input, mode, masking);
-                mean_over_samples(hidden, &input.samples)
-            }
-            Pooling::Cls if self.config.design.classifier.mean => {
-                let hidden = self.hidden_masked(input, mode, masking);
-                let mean = mean_over_samples(hidden, &input.samples);
-                self.backbone.pool(mean, mode)
-            }
-            Pooling::Last | Pooling::Cls => {
-                let selection = Selection::new(input, pooling);
-                let tokens = self.run(input, mode, masking, Some(&selection));
-                self.backbone.pool(tokens, mode)
-            }
-        }
-    }
-
-    /// What the backbone's pooler makes of states, where it has one.
-    pub(crate) fn pool(&self, states: Tensor<3>, mode: Mode) -> Tensor<3> {
-        self.backbone.pool(states, mode)
-    }
-
-    /// Hidden states after the last norm, `[batch, seq, hidden]`.
-    pub fn hidden(&self, input: &ModelInput, mode: Mode) -> Tensor<3> {
-        self.hidden_masked(input, mode, Masking::Segments)
-    }
-
-    pub(crate) fn hidden_masked(
-        &self,
-        input: &ModelInput,
-        mode: Mode,
-        masking: Masking,
-    ) -> Tensor<3> {
-        self.run(input, mode, masking, None)
-    }
-
-    pub(crate) fn run(
-        &self,
-        input: &ModelInput,
-        mode: Mode,
-        masking: Masking,
-        selection: Option<&Selection>,
-    ) -> Tensor<3> {
-        let replacement = self.replacement(input, mode);
-        self.backbone.forward(&Run {
-            input,
-            mode,
-            masking,
-            selection,
-            replacement: replacement.as_ref(),
-            recompute: matches!(mode, Mode::Train { .. }).then_some(&self.recompute),
-            cache: None,
-        })
-    }
-
-    /// As [`Model::run`] for tokens that follow those of a cache.
-    pub(crate) fn run_cached(
-        &self,
-        input: &ModelInput,
-        selection: &Selection,
-        cache: &RefCell<State>,
-    ) -> Tensor<3> {
-        self.backbone.forward(&Run {
-            input,
-            mode: Mode::Infer,
-            masking: Masking::Segments,
-            selection: Some(selection),
-            replacement: None,
-            recompute: None,
-            cache: Some(cache),
-        })
-    }
-
-    /// Logits of a language model, `[batch, seq, vocab]`.
-    ///
-    /// # Panics
-    /// When the model was built without [`HeadOptions::CausalLm`].
-    pub fn logits(&self, input: &ModelInput, mode: Mode) -> Tensor<3> {
-        let hidden = self.hidden(input, mode);
-        let (linear, weight) = self.output_layer();
-        self.capped(linear.forward_with(hidden, &weight, mode))
-    }
-
-    /// Cross-entropy of a language model, summed over the tokens whose target is not −100, `[1]`.
-    ///
-    /// `targets` `[batch · seq]` are already shifted; see [`shifted_targets`].
-    ///
-    /// # Panics
-    /// When the model was built without [`HeadOptions::CausalLm`].
-    pub fn causal_lm_loss(
-        &self,
-        input: &ModelInput,
-        targets: Tensor<1, Int>,
-        mode: Mode,
-    ) -> Tensor<1> {
-        self.causal_lm_loss_of(self.hidden(input, mode), targets, mode)
-    }
-
-    pub(crate) fn causal_lm_loss_of(
-        &self,
-        hidden: Tensor<3>,
-        targets: Tensor<1, Int>,
-        mode: Mode,
-    ) -> Tensor<1> {
-        let [batch, seq, width] = hidden.dims();
-        let (linear, weight) = self.output_layer();
-        let hidden = hidden.reshape([batch * seq, width]);
-        let soft_cap = self.config.design.logit_soft_cap;
-        if linear.lora.is_some() || !calor_kernels::fuses_cross_entropy(&hidden) {
-            return chunked_cross_entropy(linear, &weight, hidden, targets, soft_cap, mode);
-        }
-        let weight = weight.matching(hidden.dtype());
-        calor_kernels::linear_cross_entropy(hidden, weight, targets, soft_cap)
-    }
-
-    /// Logits within the bounds that the model's logits have.
-    pub(crate) fn capped(&self, logits: Tensor<3>) -> Tensor<3> {
-        match self.config.design.logit_soft_cap {
-            Some(cap) => calor_kernels::reference::soft_cap(logits, cap),
-            None => logits,
-        }
-    }
-
     /// The frozen weight of an output layer that carries a pair: PEFT stores it with the adapter.
     pub(crate) fn adapted_output_weight(&self) -> Option<Tensor<2>> {
         match &self.head {
@@ -575,75 +395,6 @@ impl Model {
     /// Rank and scaling of a module's low-rank pair.
     pub fn lora_scaling(&self, module: &str) -> Option<(usize, f32)> {
         self.plan.get(module).map(|pair| (pair.rank, pair.scaling))
-    }
-
-    /// Numbers of parameters.
-    pub fn size(&self) -> ModelSize {
-        struct Count {
-            size: ModelSize,
-            embeddings: BTreeSet<String>,
-        }
-        impl Visit for Count {
-            fn visit_quantized(&mut self, parameter: &mut QuantizedParameter) {
-                let [output, input] = parameter.weight.dims();
-                self.size.base_parameters += (output * input) as u64;
-                self.size.frozen_bytes += parameter.weight.bytes() as u64;
-            }
-
-            fn visit<const D: usize>(&mut self, parameter: &mut Parameter<D>) {
-                let count = parameter.tensor.shape().num_elements() as u64;
-                let embedding = self.embeddings.contains(&parameter.name);
-                let size = &mut self.size;
-                if parameter.kind == ParameterKind::Frozen {
-                    size.frozen_bytes += count * parameter.tensor.dtype().size() as u64;
-                }
-                *match parameter.kind {
-                    // A second copy of numbers that the frozen weight and the pair hold.
-                    ParameterKind::Start => return,
-                    ParameterKind::Adapter | ParameterKind::Own(ParameterGroup::Adapter) => {
-                        &mut size.adapter_parameters
-                    }
-                    ParameterKind::Saved | ParameterKind::Own(ParameterGroup::Head) => {
-                        &mut size.head_parameters
-                    }
-                    ParameterKind::Own(ParameterGroup::Encoder) => &mut size.encoder_parameters,
-                    ParameterKind::Own(ParameterGroup::Projector) => &mut size.projector_parameters,
-                    ParameterKind::Frozen if parameter.name.starts_with(fusion::PREFIX) => {
-                        &mut size.tower_parameters
-                    }
-                    ParameterKind::Frozen if embedding => &mut size.embedding_parameters,
-                    ParameterKind::Frozen => &mut size.base_parameters,
-                } += count;
-            }
-        }
-        let mut count = Count {
-            size: ModelSize {
-                base_parameters: 0,
-                embedding_parameters: 0,
-                adapter_parameters: 0,
-                head_parameters: 0,
-                tower_parameters: 0,
-                encoder_parameters: 0,
-                projector_parameters: 0,
-                hidden: self.config.hidden as u64,
-                attention_width: self.config.query_width() as u64,
-                layers: self.config.layers() as u64,
-                frozen_bytes: 0,
-                causal: self.config.family() == Family::Decoder,
-            },
-            embeddings: self
-                .class
-                .modules(&self.config, self.options.head.labels())
-                .into_iter()
-                .filter(|module| module.role == Role::Embedding)
-                .map(|module| format!("{}.weight", module.path))
-                .collect(),
-        };
-        self.clone().visit(&mut count);
-        if let Head::CausalLm { tied: true, .. } = self.head {
-            count.size.base_parameters += (self.config.vocab * self.config.hidden) as u64;
-        }
-        count.size
     }
 
     /// What a linear module multiplies with, by its path in the Transformers class: `[out, in]`, f32,

@@ -51,8 +51,7 @@ impl RmsNorm {
         if self.offset {
             // In f32: in half precision 1 + weight would lose the weight.
             let weight = self.weight.matching(DType::F32).add_scalar(1.0);
-            return calor_kernels::rms_norm(input.cast(DType::F32), weight, self.epsilon)
-                .cast(dtype);
+            return calor_kernels::rms_norm(input, weight, self.epsilon);
         }
         calor_kernels::rms_norm(input, self.weight.matching(dtype), self.epsilon)
     }

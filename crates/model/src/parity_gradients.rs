@@ -12,6 +12,8 @@ use crate::parameter::{Parameter, ParameterKind, Visit, peft_key};
 fn called<const D: usize>(parameter: &Parameter<D>, name: &str) -> bool {
     match parameter.kind {
         ParameterKind::Adapter => peft_key(&parameter.name) == name,
+        // Goes by the name of the trained tensor that it is the start of.
+        ParameterKind::Start => false,
         _ => {
             Checkpoint::canonical_name(&parameter.name) == Checkpoint::canonical_name(name)
                 || peft_key(&parameter.name) == name

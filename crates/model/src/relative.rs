@@ -17,6 +17,7 @@ pub(crate) struct RelativeTable {
     pub weight: Parameter<2>,
     pub norm: Option<Norm>,
     pub config: RelativeConfig,
+    pub heads: usize,
 }
 
 /// The table's embeddings, and which of them every pair of a row's places has.
@@ -24,8 +25,9 @@ pub(crate) struct RelativeTable {
 pub(crate) struct Relative {
     /// `[1, 2 · span, hidden]`
     embeddings: Tensor<3>,
-    /// `[seq, seq]`: of query and key.
-    buckets: Tensor<2, Int>,
+    /// `[batch, heads, seq, seq]`, of query and key and of key and query: every layer picks by them,
+    /// and keeps them, so they are made once.
+    buckets: [Tensor<4, Int>; 2],
 }
 
 impl Relative {
@@ -36,11 +38,11 @@ impl Relative {
 }
 
 impl RelativeTable {
-    /// For rows of `seq` tokens, in the type of the activations.
+    /// For `batch` rows of `seq` tokens, in the type of the activations.
     ///
     /// Tokens of one segment are as far apart in a row as their positions are, and others do not
     /// see each other, so that one table of distances serves every segment.
-    pub fn of(&self, seq: usize, dtype: DType) -> Relative {
+    pub fn of(&self, batch: usize, seq: usize, dtype: DType) -> Relative {
         let weight = self.weight.matching(dtype);
         let weight = match &self.norm {
             Some(norm) => norm.forward(weight),
@@ -52,9 +54,12 @@ impl RelativeTable {
         let buckets = (0..seq as i64)
             .flat_map(|query| (0..seq as i64).map(move |key| near(query - key)))
             .collect::<Vec<i32>>();
+        let buckets = TensorData::new(buckets, [1, 1, seq, seq]);
+        let buckets = Tensor::<4, Int>::from_data(buckets, (&device, DType::I32));
+        let all = |buckets: Tensor<4, Int>| buckets.repeat_dim(0, batch).repeat_dim(1, self.heads);
         Relative {
             embeddings: weight.unsqueeze::<3>(),
-            buckets: Tensor::from_data(TensorData::new(buckets, [seq, seq]), &device),
+            buckets: [all(buckets.clone()), all(buckets.transpose())],
         }
     }
 
@@ -103,7 +108,8 @@ impl Disentangled {
         projections: &Projections,
         mode: Mode,
     ) -> Tensor<4> {
-        let [batch, seq, heads, head_dim] = query.dims();
+        let [_, _, heads, head_dim] = query.dims();
+        let [by_query, by_key] = &relative.buckets;
         let [own_query, own_key, _] = match projections {
             Projections::Split(projections) => projections.as_ref(),
             Projections::Fused { .. } => unreachable!("DeBERTa's projections are split"),
@@ -116,24 +122,22 @@ impl Disentangled {
             projected.swap_dims(1, 2).swap_dims(2, 3)
         };
         // Of each place's scores for all buckets, those of the distances to the other places.
-        let pick = |states: &Tensor<4>, positions: Tensor<4>, buckets: Tensor<2, Int>| {
-            let scores = states.clone().swap_dims(1, 2);
-            let scores = scores.matmul(positions.repeat_dim(0, batch));
-            let buckets = buckets.reshape([1, 1, seq, seq]);
-            scores.gather(3, buckets.repeat_dim(0, batch).repeat_dim(1, heads))
+        let pick = |states: &Tensor<4>, positions: Tensor<4>, buckets: &Tensor<4, Int>| {
+            let scores = calor_kernels::matmul(states.clone().swap_dims(1, 2), positions);
+            scores.gather(3, buckets.clone())
         };
         let mut bias = None;
         if self.config.content_to_position {
             let keys = positions(self.position_key.as_ref().unwrap_or(own_key));
-            bias = Some(pick(query, keys, relative.buckets.clone()));
+            bias = Some(pick(query, keys, by_query));
         }
         if self.config.position_to_content {
             let queries = positions(self.position_query.as_ref().unwrap_or(own_query));
             // By key first: a row of scores belongs to one key.
-            let by_key = pick(key, queries, relative.buckets.clone().transpose()).swap_dims(2, 3);
+            let of_keys = pick(key, queries, by_key).swap_dims(2, 3);
             bias = Some(match bias {
-                Some(bias) => bias + by_key,
-                None => by_key,
+                Some(bias) => bias + of_keys,
+                None => of_keys,
             });
         }
         bias.expect("at least one kind of attention to positions")

@@ -171,7 +171,7 @@ pub(crate) fn mean_over_samples(hidden: Tensor<3>, samples: &[SampleSpan]) -> Te
         (&device, DType::F32),
     );
     let hidden = hidden.cast(DType::F32).reshape([batch * seq, width]);
-    weights.matmul(hidden).reshape([1, samples.len(), width])
+    calor_kernels::matmul(weights, hidden).reshape([1, samples.len(), width])
 }
 
 /// The next token of each token inside its segment, −100 at a segment's end and in padding.

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Int, Tensor};
 use calor_meter::{Counts, EnergyOptions, Meter, MeterReport, Purpose, Quantity};
 use calor_model::{
-    Checkpoint, FrozenWeights, HeadOptions, LoraOptions, Mode, Model, ModelInput, ModelOptions,
-    Pooling, Problem, Quantization, Recompute, SampleSpan, loss,
+    Checkpoint, FrozenWeights, HeadOptions, LoraOptions, MemoryModel, Mode, Model, ModelInput,
+    ModelOptions, PassDevice, PassShape, Pooling, Problem, Quantization, Recompute, SampleSpan,
+    loss,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype as FileDtype;
@@ -109,6 +110,9 @@ pub struct StepBenchReport {
     pub peak_memory_bytes: Quantity,
     /// Peak memory of the device, where it has its own.
     pub device_peak_bytes: Quantity,
+    /// Bytes that a step was predicted to hold at its peak: on the device, or on the host beside the
+    /// program itself.
+    pub predicted_peak_bytes: u64,
     /// All that was measured.
     pub meter: MeterReport,
 }
@@ -170,6 +174,15 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
         }
     }
 
+    let predicted = MemoryModel::new(&checkpoint, model.options())?.training(
+        PassShape {
+            rows: batch.rows,
+            seq: batch.seq,
+            samples: batch.rows,
+        },
+        options.recompute,
+        PassDevice::of(!options.device.is_asynchronous()),
+    );
     let mut meter = Meter::open(&options.energy, &options.device.metered(&device))
         .map_err(|error| TrainError::Meter(Box::new(error)))?;
     meter.measure_idle();
@@ -252,6 +265,7 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
         energy_j_per_token: meter.energy.training.gross_j_per_token.clone(),
         peak_memory_bytes: meter.memory.host_peak_bytes.clone(),
         device_peak_bytes: meter.memory.device_peak_bytes.clone(),
+        predicted_peak_bytes: predicted.device_bytes(),
         meter,
     })
 }

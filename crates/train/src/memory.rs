@@ -220,13 +220,8 @@ impl<'a> MemoryPlan<'a> {
         shape: PassShape,
         recompute: Recompute,
     ) -> Vec<Component> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let on_host = !self.device.is_asynchronous();
-        let pass = match on_host {
-            true => PassDevice::Host { threads },
-            false => PassDevice::Device,
-        };
-        let training = model.training(shape, recompute, pass);
+        let training = model.training(shape, recompute, PassDevice::of(on_host));
         let mut components = vec![
             Component {
                 name: "frozen weights",

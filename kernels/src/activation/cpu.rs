@@ -1,5 +1,8 @@
 //! Activations on the CPU: one pass forward, one backward, nothing kept but the inputs.
 
+use std::fmt::Debug;
+use std::marker::PhantomData;
+
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -8,28 +11,135 @@ use crate::cpu::elementary::{block_length, erf, exp, map, map2, sigmoid, tanh, v
 use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
 
 pub(super) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    apply(Swiglu, [input(gate), input(up)])
+    apply(Gated::<Silu>(PhantomData), [input(gate), input(up)])
+}
+
+pub(super) fn geglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    apply(Gated::<Gelu>(PhantomData), [input(gate), input(up)])
+}
+
+pub(super) fn geglu_tanh<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    apply(Gated::<GeluTanh>(PhantomData), [input(gate), input(up)])
 }
 
 pub(super) fn gelu<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    apply(Gelu, [input(tensor)])
+    apply(Alone::<Gelu>(PhantomData), [input(tensor)])
 }
 
 pub(super) fn gelu_tanh<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    apply(GeluTanh, [input(tensor)])
+    apply(Alone::<GeluTanh>(PhantomData), [input(tensor)])
+}
+
+/// A function of one number.
+trait Curve: Clone + Debug + Send + Sync + 'static {
+    fn value(x: f32) -> f32;
+
+    /// The value and its derivative.
+    fn with_slope(x: f32) -> (f32, f32);
 }
 
 #[derive(Clone, Debug)]
-struct Swiglu;
+struct Silu;
 
-impl Operation<2> for Swiglu {
+impl Curve for Silu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x * sigmoid(x)
+    }
+
+    #[inline(always)]
+    fn with_slope(x: f32) -> (f32, f32) {
+        let s = sigmoid(x);
+        let value = x * s;
+        (value, s + value * (1.0 - s))
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Gelu;
+
+impl Curve for Gelu {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+    }
+
+    #[inline(always)]
+    fn with_slope(x: f32) -> (f32, f32) {
+        const DENSITY_AT_ZERO: f32 = 0.398_942_3; // 1 / √(2π)
+        let distribution = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
+        let slope = distribution + x * DENSITY_AT_ZERO * exp(-0.5 * x * x);
+        (x * distribution, slope)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct GeluTanh;
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+const CUBIC: f32 = 0.044_715;
+
+impl Curve for GeluTanh {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        0.5 * x * (1.0 + tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x)))
+    }
+
+    #[inline(always)]
+    fn with_slope(x: f32) -> (f32, f32) {
+        let t = tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
+        let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
+        let half = 0.5 * (1.0 + t);
+        (x * half, half + 0.5 * x * (1.0 - t * t) * inner)
+    }
+}
+
+/// The function of its input.
+#[derive(Clone, Debug)]
+struct Alone<C>(PhantomData<C>);
+
+impl<C: Curve> Operation<1> for Alone<C> {
+    fn forward(&self, inputs: [FlexTensor; 1], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
+        let [input] = inputs;
+        let output = map(
+            values(&input),
+            #[inline(always)]
+            |x| C::value(x),
+        );
+        let output = tensor(output, dims(&input));
+        (output, if tracked { vec![input] } else { vec![] })
+    }
+
+    fn backward(
+        &self,
+        saved: Vec<FlexTensor>,
+        gradient: FlexTensor,
+        wanted: [bool; 1],
+    ) -> [Option<FlexTensor>; 1] {
+        [wanted[0].then(|| {
+            let product = map2(
+                values(&gradient),
+                values(&saved[0]),
+                #[inline(always)]
+                |gradient, x| gradient * C::with_slope(x).1,
+            );
+            tensor(product, dims(&gradient))
+        })]
+    }
+}
+
+/// The function of its first input, times the second.
+#[derive(Clone, Debug)]
+struct Gated<C>(PhantomData<C>);
+
+impl<C: Curve> Operation<2> for Gated<C> {
     fn forward(&self, inputs: [FlexTensor; 2], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let [gate, up] = inputs;
         let output = map2(
             values(&gate),
             values(&up),
             #[inline(always)]
-            |gate, up| gate * sigmoid(gate) * up,
+            |gate, up| C::value(gate) * up,
         );
         let output = tensor(output, dims(&gate));
         (output, if tracked { vec![gate, up] } else { vec![] })
@@ -60,10 +170,9 @@ impl Operation<2> for Swiglu {
                             for (((gradient, up_gradient), &gate), &up) in
                                 gradient.iter_mut().zip(up_gradient).zip(gate).zip(up)
                             {
-                                let s = sigmoid(gate);
-                                let silu = gate * s;
-                                *up_gradient = *gradient * silu;
-                                *gradient = *gradient * up * (s + silu * (1.0 - s));
+                                let (value, slope) = C::with_slope(gate);
+                                *up_gradient = *gradient * value;
+                                *gradient = *gradient * up * slope;
                             }
                         },
                     );
@@ -75,10 +184,7 @@ impl Operation<2> for Swiglu {
                 values(&gate),
                 values(&up),
                 #[inline(always)]
-                |gate, up| {
-                    let s = sigmoid(gate);
-                    up * (s + gate * s * (1.0 - s))
-                },
+                |gate, up| up * C::with_slope(gate).1,
             );
             let product = map2(
                 values(&gradient),
@@ -93,87 +199,10 @@ impl Operation<2> for Swiglu {
                 values(&gradient),
                 values(&gate),
                 #[inline(always)]
-                |gradient, gate| gradient * gate * sigmoid(gate),
+                |gradient, gate| gradient * C::value(gate),
             );
             tensor(product, shape.clone())
         });
         [for_gate, for_up]
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Gelu;
-
-impl Operation<1> for Gelu {
-    fn forward(&self, inputs: [FlexTensor; 1], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
-        let [input] = inputs;
-        let output = map(
-            values(&input),
-            #[inline(always)]
-            |x| 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)),
-        );
-        let output = tensor(output, dims(&input));
-        (output, if tracked { vec![input] } else { vec![] })
-    }
-
-    fn backward(
-        &self,
-        saved: Vec<FlexTensor>,
-        gradient: FlexTensor,
-        wanted: [bool; 1],
-    ) -> [Option<FlexTensor>; 1] {
-        const DENSITY_AT_ZERO: f32 = 0.398_942_3; // 1 / √(2π)
-        [wanted[0].then(|| {
-            let product = map2(
-                values(&gradient),
-                values(&saved[0]),
-                #[inline(always)]
-                |gradient, x| {
-                    let distribution = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
-                    gradient * (distribution + x * DENSITY_AT_ZERO * exp(-0.5 * x * x))
-                },
-            );
-            tensor(product, dims(&gradient))
-        })]
-    }
-}
-
-#[derive(Clone, Debug)]
-struct GeluTanh;
-
-const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-const CUBIC: f32 = 0.044_715;
-
-impl Operation<1> for GeluTanh {
-    fn forward(&self, inputs: [FlexTensor; 1], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
-        let [input] = inputs;
-        let output = map(
-            values(&input),
-            #[inline(always)]
-            |x| 0.5 * x * (1.0 + tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x))),
-        );
-        let output = tensor(output, dims(&input));
-        (output, if tracked { vec![input] } else { vec![] })
-    }
-
-    fn backward(
-        &self,
-        saved: Vec<FlexTensor>,
-        gradient: FlexTensor,
-        wanted: [bool; 1],
-    ) -> [Option<FlexTensor>; 1] {
-        [wanted[0].then(|| {
-            let product = map2(
-                values(&gradient),
-                values(&saved[0]),
-                #[inline(always)]
-                |gradient, x| {
-                    let t = tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x));
-                    let inner = SQRT_2_OVER_PI * (1.0 + 3.0 * CUBIC * x * x);
-                    gradient * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner)
-                },
-            );
-            tensor(product, dims(&gradient))
-        })]
     }
 }

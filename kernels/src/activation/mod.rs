@@ -19,6 +19,27 @@ pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     reference::swiglu(gate, up)
 }
 
+/// `gelu(gate) · up` (Shazeer 2020); see [`gelu`]. Keeps only its inputs for the backward pass.
+///
+/// # Shapes
+/// - gate, up and the result: the same
+pub fn geglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "cpu")]
+    if crate::on_cpu(&gate) {
+        return cpu::geglu(gate, up);
+    }
+    reference::geglu(gate, up)
+}
+
+/// [`geglu`] with [`gelu_tanh`].
+pub fn geglu_tanh<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "cpu")]
+    if crate::on_cpu(&gate) {
+        return cpu::geglu_tanh(gate, up);
+    }
+    reference::geglu_tanh(gate, up)
+}
+
 /// `x · Φ(x)` with the exact normal distribution function (Hendrycks and Gimpel 2016).
 pub fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "cpu")]

@@ -42,6 +42,16 @@ fn swiglu_with_one_frozen_input() {
 }
 
 #[test]
+fn geglu_matches_its_reference() {
+    check(geglu, reference::geglu);
+    check(geglu_tanh, reference::geglu_tanh);
+    check(
+        |x, y| geglu(x, frozen(y)),
+        |x, y| reference::geglu(x, frozen(y)),
+    );
+}
+
+#[test]
 fn gelu_matches_its_reference() {
     check(|x, _| gelu(x), |x, _| reference::gelu(x));
     check(|x, _| gelu_tanh(x), |x, _| reference::gelu_tanh(x));

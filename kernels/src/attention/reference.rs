@@ -4,6 +4,7 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, DType, Int, Tensor};
 
 use super::AttentionOptions;
+use crate::matmul;
 
 /// See [`attention`](crate::attention). Holds `[batch, heads, seq, seq]` scores.
 pub fn attention(
@@ -46,7 +47,7 @@ pub fn attention(
     }
     // Scaled before the product, where f16 could overflow; statistics in f32.
     let dtype = query.dtype();
-    let scores = (query * options.scale).matmul(key.swap_dims(2, 3));
+    let scores = matmul(query * options.scale, key.swap_dims(2, 3));
     let scores = scores.cast(DType::F32);
     let scores = match options.soft_cap {
         Some(cap) => soft_cap(scores, cap),
@@ -54,7 +55,7 @@ pub fn attention(
     };
     let scores = scores.mask_fill(hidden.repeat_dim(1, heads), -1e30);
     let weights = softmax(scores, 3).cast(dtype);
-    let output = weights.matmul(value).swap_dims(1, 2);
+    let output = matmul(weights, value).swap_dims(1, 2);
     let padding = segments.equal_elem(0).reshape([batch, seq, 1, 1]);
     output.mask_fill(padding.repeat_dim(2, heads).repeat_dim(3, head_dim), 0.0)
 }

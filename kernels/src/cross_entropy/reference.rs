@@ -4,6 +4,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::IGNORED_TARGET;
+use crate::matmul;
 
 /// See [`linear_cross_entropy`](crate::linear_cross_entropy).
 pub fn linear_cross_entropy(
@@ -13,7 +14,7 @@ pub fn linear_cross_entropy(
     soft_cap: Option<f32>,
 ) -> Tensor<1> {
     let tokens = hidden.dims()[0];
-    let logits = hidden.matmul(weight.transpose()).cast(DType::F32);
+    let logits = matmul(hidden, weight.transpose()).cast(DType::F32);
     let logits = match soft_cap {
         Some(cap) => crate::reference::soft_cap(logits, cap),
         None => logits,

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::Lora;
+use crate::matmul;
 
 /// See [`lora_linear`](crate::lora_linear); `mask` is 1 where an input of the low-rank part is kept.
 pub fn lora_linear(
@@ -15,7 +16,7 @@ pub fn lora_linear(
     let [batch, seq, inputs] = input.dims();
     let outputs = weight.dims()[0];
     let flat = input.reshape([batch * seq, inputs]);
-    let product = flat.clone().matmul(weight.transpose());
+    let product = matmul(flat.clone(), weight.transpose());
     complete(product, flat, bias, lora, mask).reshape([batch, seq, outputs])
 }
 
@@ -42,8 +43,8 @@ pub(crate) fn complete(
         // Adapters are f32 whatever the activations are.
         let dtype = output.dtype();
         let (a, b) = (lora.a.clone().cast(dtype), lora.b.clone().cast(dtype));
-        let low = dropped.matmul(a.transpose());
-        output = output + low.matmul(b.transpose()) * lora.scaling;
+        let low = matmul(dropped, a.transpose());
+        output = output + matmul(low, b.transpose()) * lora.scaling;
     }
     output
 }

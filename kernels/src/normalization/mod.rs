@@ -6,7 +6,8 @@ pub(crate) mod reference;
 
 use burn::tensor::Tensor;
 
-/// `x / √(mean(x²) + ε) · weight` (Zhang and Sennrich 2019).
+/// `x / √(mean(x²) + ε) · weight` (Zhang and Sennrich 2019), in the type of the input. A weight in f32
+/// beside an input in half precision is multiplied before the result is rounded.
 ///
 /// # Shapes
 /// - input: `[…, hidden]`, weight: `[hidden]`, returns `[…, hidden]`

@@ -8,6 +8,9 @@ pub fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, epsilon: f6
     let wide = input.cast(DType::F32);
     let mean_square = wide.clone().square().mean_dim(D - 1);
     let normalized = wide * (mean_square + epsilon).sqrt().recip();
+    if weight.dtype() == DType::F32 {
+        return (normalized * weight.unsqueeze::<D>()).cast(dtype);
+    }
     normalized.cast(dtype) * weight.unsqueeze::<D>()
 }
 

@@ -12,6 +12,7 @@ use burn::backend::{Autodiff, Backend, DispatchDevice, DispatchKindConversion, D
 use burn::tensor::Tensor;
 
 use super::QuantizedWeight;
+use crate::matmul;
 
 /// `x Wᵀ`, in the type of `x`.
 ///
@@ -35,7 +36,7 @@ pub(super) fn product(input: Tensor<2>, weight: &QuantizedWeight) -> Tensor<2> {
 
 fn plain(input: Tensor<2>, weight: &QuantizedWeight) -> Tensor<2> {
     let weight = weight.dequantize(input.dtype());
-    input.matmul(weight.transpose())
+    matmul(input, weight.transpose())
 }
 
 type Tracking<B> = Autodiff<B, NoCheckpointing>;
@@ -82,7 +83,7 @@ where
         let upstream = Tensor::<2>::from_primitive::<B>(gradients.consume::<B>(&ops.node));
         if let [Some(parent)] = ops.parents {
             let dtype = upstream.dtype();
-            let result = upstream.matmul(weight.dequantize(dtype));
+            let result = matmul(upstream, weight.dequantize(dtype));
             gradients.register::<B>(parent.id, primitive::<B>(result));
         }
     }

@@ -17,11 +17,12 @@ pub(super) fn dispatch(tensor: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Ten
 
 fn constant(table: Tensor<3>) -> FlexTensor {
     match input(table) {
-        Input::Plain(table) => wide(contiguous(table)),
-        Input::Tracking(table) => wide(contiguous(table.into_primitive())),
+        Input::Plain(table) => contiguous(table),
+        Input::Tracking(table) => contiguous(table.into_primitive()),
     }
 }
 
+/// Holds the tables as they are stored: every layer's backward pass has one, and they share them.
 #[derive(Clone, Debug)]
 struct Rotation {
     cos: FlexTensor,
@@ -57,7 +58,8 @@ impl Rotation {
             tensor = crate::cpu::operation::tensor(copy, shape);
         }
         let rows = block_rows(tokens, width);
-        let (cos, sin) = (values(&self.cos), values(&self.sin));
+        let (cos, sin) = (wide(self.cos.clone()), wide(self.sin.clone()));
+        let (cos, sin) = (values(&cos), values(&sin));
         tensor
             .storage_mut::<f32>()
             .par_chunks_mut(rows * width)

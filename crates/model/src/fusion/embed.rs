@@ -51,8 +51,7 @@ impl Shared {
                 .flat_map(|placement| features(placement.days_before))
                 .collect();
             let features = floats(features, [count, 2 * PERIODS], &device);
-            features
-                .matmul(self.time.tensor.clone())
+            calor_kernels::matmul(features, self.time.tensor.clone())
                 .div_scalar((PERIODS as f32).sqrt())
         });
         let sum = match (site, time) {

@@ -91,9 +91,7 @@ impl Omics {
             None => (values, present),
         };
         let inputs = Tensor::cat(vec![self.groups.of(values), self.groups.of(present)], 2);
-        let tokens = inputs
-            .swap_dims(0, 1)
-            .matmul(self.weight.tensor.clone())
+        let tokens = calor_kernels::matmul(inputs.swap_dims(0, 1), self.weight.tensor.clone())
             .swap_dims(0, 1)
             + self.group.tensor.clone().unsqueeze::<3>();
         let count = self.groups.count;

@@ -141,9 +141,8 @@ fn attend(
 ) -> Tensor<3> {
     let [items, heads, count, head_dim] = query.dims();
     let tokens = key.dims()[2];
-    let scores = query
-        .matmul(key.swap_dims(2, 3))
-        .mul_scalar((head_dim as f32).powf(-0.5));
+    let scores =
+        calor_kernels::matmul(query, key.swap_dims(2, 3)).mul_scalar((head_dim as f32).powf(-0.5));
     let weights = match mask {
         None => softmax(scores, 3),
         Some(mask) => {
@@ -152,8 +151,7 @@ fn attend(
             softmax(scores + hidden, 3) * mask
         }
     };
-    weights
-        .matmul(value)
+    calor_kernels::matmul(weights, value)
         .swap_dims(1, 2)
         .reshape([items, count, heads * head_dim])
 }

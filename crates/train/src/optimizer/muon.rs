@@ -12,6 +12,7 @@
 //! ```
 
 use burn::tensor::{Device, Tensor};
+use calor_kernels::matmul;
 use serde::{Deserialize, Serialize};
 
 use super::saved::host;
@@ -147,9 +148,9 @@ fn orthogonalised(matrix: Tensor<2>, steps: usize) -> Tensor<2> {
     let mut wide = wide / norm.reshape([1, 1]);
     let [a, b, c] = COEFFICIENTS;
     for _ in 0..steps {
-        let gram = wide.clone().matmul(wide.clone().transpose());
-        let polynomial = gram.clone().mul_scalar(b) + gram.clone().matmul(gram).mul_scalar(c);
-        wide = wide.clone().mul_scalar(a) + polynomial.matmul(wide);
+        let gram = matmul(wide.clone(), wide.clone().transpose());
+        let polynomial = gram.clone().mul_scalar(b) + matmul(gram.clone(), gram).mul_scalar(c);
+        wide = wide.clone().mul_scalar(a) + matmul(polynomial, wide);
     }
     match rows > columns {
         true => wide.transpose(),

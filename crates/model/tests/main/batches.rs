@@ -1,14 +1,12 @@
 //! What must not matter: which other samples share a row or a batch, how much padding there is,
 //! where dropout masks come from.
 
-mod common;
-
+use crate::common::{device, fixture, integers, largest_difference, packed, sequences, values};
 use burn::tensor::{Int, Tensor};
 use calor_model::{
     Checkpoint, HeadOptions, LoraOptions, Mode, Model, ModelOptions, ParameterGroup,
     ParameterVisitor, Pooling, Problem, loss, shifted_targets,
 };
-use common::{device, fixture, integers, largest_difference, packed, sequences, values};
 use proptest::prelude::*;
 
 /// f32 sums in another order; states and logits here are around 1.
@@ -30,7 +28,7 @@ fn model(base: &str, pooling: Pooling, dropout: f64) -> Model {
         ..ModelOptions::default()
     };
     let mut model = Model::load(&checkpoint, &options, &device()).unwrap();
-    common::fill_b(&mut model);
+    crate::common::fill_b(&mut model);
     model
 }
 

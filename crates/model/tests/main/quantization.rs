@@ -1,16 +1,14 @@
 //! Quantised weights against what bitsandbytes makes of the same weights, checkpoints that it has
 //! stored, and what quantising does to a model.
 
-mod common;
-
+use crate::common::copy::Copy;
+use crate::common::{device, fixture, packed, sequences};
 use burn::tensor::FloatDType;
 use calor_kernels::{BlockScales, HostWeight, NF4};
 use calor_model::{
     Checkpoint, HeadOptions, LoraOptions, MemoryModel, Mode, Model, ModelError, ModelOptions,
     Pooling, Problem, Quantization, parity,
 };
-use common::copy::Copy;
-use common::{device, fixture, packed, sequences};
 use half::bf16;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};

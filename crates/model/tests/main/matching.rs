@@ -1,13 +1,11 @@
 //! Which modules an adapter touches, against what PEFT 0.21.2 picked.
 
-mod common;
-
 use std::collections::BTreeMap;
 
+use crate::common::{device, fixture};
 use calor_model::{
     Checkpoint, HeadOptions, LoraOptions, Model, ModelError, ModelOptions, Pooling, Problem,
 };
-use common::{device, fixture};
 use serde_json::{Map, Value, json};
 
 /// PEFT's fields under the names of a recipe.

@@ -16,7 +16,25 @@ pub fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// The CPU, or the first device of the kind that `CALOR_TEST_DEVICE` names, in a build that has it.
 pub fn device() -> Device {
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    {
+        use burn::tensor::DeviceType;
+
+        let kind = match std::env::var("CALOR_TEST_DEVICE").as_deref() {
+            #[cfg(feature = "cuda")]
+            Ok("cuda") => Some(DeviceType::Cuda),
+            #[cfg(feature = "wgpu")]
+            Ok("wgpu") => Some(DeviceType::Wgpu),
+            Ok(other) => panic!("CALOR_TEST_DEVICE is {other}, which this build does not have"),
+            Err(_) => None,
+        };
+        if let Some(kind) = kind {
+            let mut devices = Device::enumerate(kind).into_vec();
+            return devices.swap_remove(0);
+        }
+    }
     Device::flex()
 }
 

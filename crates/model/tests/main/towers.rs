@@ -1,17 +1,15 @@
 //! Folders of pretrained encoders: under every name hub files give the tensors, sharded, in half
 //! precision, and broken in every way a download or a conversion breaks them.
 
-mod common;
-
 use std::path::Path;
 
+use crate::common::copy::Copy;
+use crate::common::{device, fixture, largest_difference, values};
 use ::half::f16;
 use burn::tensor::{DType, FloatDType, Tensor, TensorData};
 use calor_model::{
     ItemShape, LoraOptions, Mode, ModelError, Targets, Tower, TowerInput, TowerOptions, TowerType,
 };
-use common::copy::Copy;
-use common::{device, fixture, largest_difference, values};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde_json::json;

@@ -1,13 +1,11 @@
 //! Chosen tokens of a batch, and texts that are continued with a key-value cache.
 
-mod common;
-
+use crate::common::{device, fixture, largest_difference, packed, sequences, values};
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use calor_model::{
     Checkpoint, HeadOptions, KeyValueCache, LoraOptions, Mode, Model, ModelError, ModelOptions,
     ParameterGroup, ParameterVisitor,
 };
-use common::{device, fixture, largest_difference, packed, sequences, values};
 
 fn load(base: &str, head: HeadOptions) -> Model {
     let checkpoint = Checkpoint::open(&fixture(base)).unwrap();

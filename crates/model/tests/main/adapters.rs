@@ -1,15 +1,13 @@
 //! Adapter folders: PEFT's read and written back byte for byte, ours written and read again.
 
-mod common;
-
 use std::path::Path;
 
+use crate::common::{device, fixture, largest_difference, packed, sequences, values};
 use burn::tensor::{FloatDType, Tensor};
 use calor_model::{
     Checkpoint, HeadOptions, LoraOptions, Mode, Model, ModelError, ModelOptions, ParameterGroup,
     ParameterVisitor, Pooling, Problem, Targets,
 };
-use common::{device, fixture, largest_difference, packed, sequences, values};
 
 const CAUSAL: HeadOptions = HeadOptions::CausalLm;
 

@@ -1,11 +1,9 @@
 //! Every architecture and adapter variant against what Transformers and PEFT computed.
 
-mod common;
-
 use std::path::Path;
 
+use crate::common::{device, fixture};
 use calor_model::parity::{self, Comparison};
-use common::{device, fixture};
 
 /// f32 sums in another order: the largest difference over all fixtures is below 2e-6 of the
 /// tensor's largest magnitude. A missing bias, norm or scaling is at least a hundred times that.

@@ -1,17 +1,15 @@
 //! Adapters folded into their checkpoints and combined with each other, each result compared with
 //! checkpoint and adapter as they are.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 
+use crate::common::copy::Copy;
+use crate::common::{device, fixture, largest_difference, packed, sequences, values};
 use burn::tensor::FloatDType;
 use calor_model::{
     AdapterConfig, Checkpoint, Combination, HeadOptions, MergeOptions, Merged, Mode, Model,
     ModelError, ModelOptions, Weighted, merge, restrictions,
 };
-use common::copy::Copy;
-use common::{device, fixture, largest_difference, packed, sequences, values};
 
 /// The adapters of every variant after ten steps, by family and name.
 fn variants() -> Vec<(String, PathBuf)> {

@@ -1,17 +1,15 @@
 //! Checkpoint folders: sharded, in half precision, under other prefixes, and broken in every way a
 //! download or a conversion breaks them.
 
-mod common;
-
 use std::path::Path;
 
+use crate::common::copy::Copy;
+use crate::common::{device, fixture, largest_difference, packed, sequences, values};
 use ::half::bf16;
 use burn::tensor::FloatDType;
 use calor_model::{
     Checkpoint, HeadOptions, Mode, Model, ModelError, ModelOptions, Pooling, Problem,
 };
-use common::copy::Copy;
-use common::{device, fixture, largest_difference, packed, sequences, values};
 use safetensors::tensor::Dtype;
 use serde_json::json;
 

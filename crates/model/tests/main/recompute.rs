@@ -1,14 +1,12 @@
 //! Blocks that are run again in the backward pass: losses and gradients are those of the plain pass,
 //! to the bit.
 
-mod common;
-
+use crate::common::{device, fixture, integers, packed, sequences};
 use burn::tensor::{Int, Tensor};
 use calor_model::{
     Checkpoint, HeadOptions, LoraOptions, Mode, Model, ModelInput, ModelOptions, ParameterGroup,
     ParameterVisitor, Pooling, Problem, Recompute, RecomputedBlocks, loss, shifted_targets,
 };
-use common::{device, fixture, integers, packed, sequences};
 
 const WAYS: [RecomputedBlocks; 4] = [
     RecomputedBlocks::All,
@@ -30,7 +28,7 @@ fn model(base: &str, head: HeadOptions, modules_to_save: &[&str]) -> Model {
         ..ModelOptions::default()
     };
     let mut model = Model::load(&checkpoint, &options, &device()).unwrap();
-    common::fill_b(&mut model);
+    crate::common::fill_b(&mut model);
     model
 }
 
@@ -75,7 +73,7 @@ fn step(model: &mut Model, input: &ModelInput) -> Vec<(String, Option<Vec<u32>>)
 }
 
 fn bits<const D: usize>(tensor: Tensor<D>) -> Vec<u32> {
-    let values = common::values(tensor);
+    let values = crate::common::values(tensor);
     values.into_iter().map(f32::to_bits).collect()
 }
 
