@@ -361,7 +361,7 @@ mod tests {
         let path = folder.path().join("cache.sequences");
         let [old, new, other] = ["cache.1-0.tmp", "cache.2-0.tmp", "other.1-0.tmp"]
             .map(|name| folder.path().join(name));
-        let long_ago = std::time::SystemTime::now() - 2 * ABANDONED_AFTER;
+        let long_ago = std::time::SystemTime::now() - 2 * writer::ABANDONED_AFTER;
         for (path, time) in [
             (&old, Some(long_ago)),
             (&new, None),

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// A temporary file that nobody has written to for so long belongs to nobody.
-const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
+pub(super) const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 /// Writes a cache under a temporary name; [`CacheWriter::finish`] gives it its own. Dropped before
 /// that, it leaves nothing.
