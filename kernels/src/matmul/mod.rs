@@ -23,3 +23,6 @@ pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     }
     lhs.matmul(rhs)
 }
+
+#[cfg(all(test, feature = "cpu", any(feature = "cuda", feature = "wgpu")))]
+mod tests;
