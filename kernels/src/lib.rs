@@ -1,10 +1,11 @@
 //! Fused operations for training with frozen weights, one folder an operation.
 //!
 //! Every folder holds the public function (what is computed, its shapes), a `reference` in plain
-//! tensor operations, and hand-written kernels where a backend has them: today `cpu`, for the Flex
-//! backend. The public function picks the kernel when the tensors live on a device that has one and
-//! falls back to the reference otherwise; both are differentiable in every tracked input, and each
-//! kernel is tested against its reference, forward and gradient.
+//! tensor operations, and kernels where a backend has them: today `cpu`, hand-written for the Flex
+//! backend, and of the matrix product `cube`, for CUDA and wgpu. The public function picks the kernel
+//! when the tensors live on a device that has one and falls back to the reference otherwise; both are
+//! differentiable in every tracked input, and each kernel is tested against its reference, forward and
+//! gradient.
 //!
 //! Shapes use one vocabulary: `batch, seq, hidden, heads, head_dim, rank, vocab`.
 
