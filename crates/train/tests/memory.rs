@@ -87,10 +87,6 @@ fn a_step_holds_what_was_predicted() {
                 (RecomputedBlocks::Every(2), 0.0, 3),
                 (RecomputedBlocks::First(4), 0.0, 3),
             ] {
-                let recompute = Recompute {
-                    blocks,
-                    offload: false,
-                };
                 let lora = LoraOptions {
                     r: 16,
                     alpha: 32.0,
@@ -101,15 +97,7 @@ fn a_step_holds_what_was_predicted() {
                     count: batch,
                     seq: SEQ,
                 };
-                let predicted = predicted(&model, kind, dtype, &lora, rows, recompute);
-                let measured = measured(&model, kind, dtype, &lora, rows, recompute);
-                let off = predicted / measured - 1.0;
-                println!(
-                    "{kind:?} {dtype:?} {blocks:?} dropout {dropout} {batch} × {SEQ}: predicted {:.1} MiB, held {:.1} MiB, {:+.1} %",
-                    predicted / 1048576.0,
-                    measured / 1048576.0,
-                    100.0 * off
-                );
+                let off = off(&model, kind, dtype, &lora, rows, blocks);
                 worst = worst.max(off.abs());
             }
         }
@@ -144,25 +132,13 @@ fn every_architecture() {
     ] {
         for dtype in [Dtype::F32, Dtype::Bf16] {
             for blocks in [RecomputedBlocks::None, RecomputedBlocks::All] {
-                let recompute = Recompute {
-                    blocks,
-                    offload: false,
-                };
                 let lora = LoraOptions::default();
                 let model = fixtures.join(name);
                 let rows = Rows {
                     count: 1600,
                     seq: 24,
                 };
-                let predicted = predicted(&model, kind, dtype, &lora, rows, recompute);
-                let measured = measured(&model, kind, dtype, &lora, rows, recompute);
-                let off = predicted / measured - 1.0;
-                println!(
-                    "{name} {dtype:?} {blocks:?}: predicted {:.2} MiB, held {:.2} MiB, {:+.1} %",
-                    predicted / 1048576.0,
-                    measured / 1048576.0,
-                    100.0 * off
-                );
+                let off = off(&model, kind, dtype, &lora, rows, blocks);
                 if off.abs() > ROUGH {
                     bad.push(format!(
                         "{name} {dtype:?} {blocks:?}: {:+.1} %",
@@ -173,6 +149,35 @@ fn every_architecture() {
         }
     }
     assert!(bad.is_empty(), "{bad:#?}");
+}
+
+/// How far the prediction is from what a step holds, as a share of that.
+fn off(
+    model: &Path,
+    kind: Kind,
+    dtype: Dtype,
+    lora: &LoraOptions,
+    rows: Rows,
+    blocks: RecomputedBlocks,
+) -> f64 {
+    let recompute = Recompute {
+        blocks,
+        offload: false,
+    };
+    let predicted = predicted(model, kind, dtype, lora, rows, recompute);
+    let measured = measured(model, kind, dtype, lora, rows, recompute);
+    let off = predicted / measured - 1.0;
+    println!(
+        "{} {dtype:?} {blocks:?} dropout {} {} × {}: predicted {:.1} MiB, held {:.1} MiB, {:+.1} %",
+        model.file_name().unwrap().display(),
+        lora.dropout,
+        rows.count,
+        rows.seq,
+        predicted / 1048576.0,
+        measured / 1048576.0,
+        100.0 * off
+    );
+    off
 }
 
 fn predicted(

@@ -168,18 +168,20 @@ impl Count<'_> {
     /// of its output and those of its widest states, with copies for dropout; where all but some
     /// positions are left out behind attention, attention's gradients.
     pub fn backward(&self, index: usize) -> u64 {
+        let block = &self.model.blocks[index];
         let Block {
             hidden,
             query,
             key,
             intermediate: wide,
+            gated,
+            norms,
             ..
-        } = self.model.blocks[index];
+        } = *block;
         let element = self.model.element();
         let (positions, selected) = (self.shape.positions(), self.selected(index));
-        let dropped = u64::from(self.model.dropout && self.model.blocks[index].ranks > 0);
+        let dropped = u64::from(self.model.dropout && block.ranks > 0);
         let half_on_host = element < F32 && !self.plain();
-        let Block { gated, norms, .. } = self.model.blocks[index];
         // A norm at the block's end has given back its input, as wide as the gradient.
         let residual = element * if norms.after[1] { 0 } else { hidden };
         let late = match half_on_host {
@@ -197,7 +199,6 @@ impl Count<'_> {
             false => element * (hidden + 2 * query + 2 * key),
             true => (4 * F32 - 2 * element) * (query + key) + element * 2 * hidden,
         };
-        let block = &self.model.blocks[index];
         // The gradient of a part of a product is as wide as the product.
         let late = match block.fused[1] {
             true => late.max(4 * element * wide + residual),
