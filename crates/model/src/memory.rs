@@ -11,9 +11,9 @@
 //! ```
 //!
 //! an encoder's block one sum before each norm in place of the normed states, and one wide state
-//! before its activation and one after; every other norm keeps its input as well. A block that is run again keeps its input only. Without the
-//! kernels (on a GPU) the plain operations keep more: the scores of attention, `heads · seq²` a row,
-//! intermediate results of norms and activations, dropout masks.
+//! before its activation and one after; every other norm keeps its input as well. A block that is run
+//! again keeps its input only. Without the kernels (on a GPU) the plain operations keep more: the scores
+//! of attention, `heads · seq²` a row, intermediate results of norms and activations, dropout masks.
 
 mod count;
 
