@@ -80,7 +80,9 @@ fn names(kind: burn::tensor::DeviceType) -> Vec<String> {
     let names = catch_unwind(|| Device::enumerate(kind).into_vec())
         .unwrap_or_default()
         .into_iter()
-        .filter_map(|device| catch_unwind(|| calor_train::device::describe(&device)).ok())
+        .filter_map(|device| {
+            catch_unwind(|| calor_train::device::describe_with_products(&device)).ok()
+        })
         .collect();
     set_hook(hook);
     names

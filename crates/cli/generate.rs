@@ -55,6 +55,13 @@ pub struct Arguments {
     /// Draws among so many of the most probable tokens; 0 among all
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
+    /// Divides the positive logits of tokens that the text already has, its prompt included, and
+    /// multiplies the negative ones; 1 for none
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// Lets no run of so many tokens come twice in a text, its prompt included; 0 for no such rule
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    no_repeat_ngram: usize,
     /// Fixes what is drawn
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
@@ -75,6 +82,8 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         temperature: arguments.temperature,
         top_k: arguments.top_k,
         top_p: arguments.top_p,
+        repetition_penalty: arguments.repetition_penalty,
+        no_repeat_ngram: arguments.no_repeat_ngram,
         seed: arguments.seed,
     };
     if let Some(problem) = sampling.problem() {
@@ -104,6 +113,13 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
             show(arguments, one)?;
         }
         first += some.len();
+        if first < prompts.len() {
+            eprintln!(
+                "{first} of {} prompts, {} tokens/s",
+                prompts.len(),
+                output::number(tokens as f64 / started.elapsed().as_secs_f64().max(1e-9))
+            );
+        }
     }
     let elapsed_s = started.elapsed().as_secs_f64();
     eprintln!(

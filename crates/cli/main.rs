@@ -85,6 +85,10 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if let Ok(folder) = cache::folder() {
+        calor_kernels::keep_compiled_in(folder.join("kernels"));
+    }
     let exit = match run(Arguments::parse().verb) {
         Ok(exit) => exit,
         Err(failure) => {

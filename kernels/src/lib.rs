@@ -16,6 +16,10 @@ mod attention;
 #[cfg(feature = "cpu")]
 mod cpu;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod gpu;
 mod lora_linear;
 mod matmul;
 mod normalization;
@@ -25,6 +29,8 @@ mod rotary;
 
 pub use activation::{geglu, geglu_tanh, gelu, gelu_tanh, swiglu};
 pub use attention::{AttentionOptions, attention};
+#[cfg(feature = "cuda")]
+pub use cuda::product_library;
 pub use cross_entropy::{IGNORED_TARGET, fuses_cross_entropy, linear_cross_entropy};
 pub use lora_linear::{Lora, dropout, dropout_keeps, lora_linear};
 pub use matmul::matmul;
@@ -47,6 +53,20 @@ pub mod reference {
 }
 
 use burn::tensor::{DType, Tensor};
+
+/// Names the folder where kernels that were compiled for a GPU are kept from one run to the next;
+/// before a GPU is opened.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub fn keep_compiled_in(folder: std::path::PathBuf) {
+    use cubecl::config::cache::CacheConfig;
+    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+
+    let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+    config.compilation.cache = true;
+    config.environment.path = CacheConfig::Directory(folder);
+    // Someone else may have opened a device already; then nothing is kept.
+    let _ = CubeClRuntimeConfig::try_set(config);
+}
 
 /// Whether the hand-written CPU kernels serve this tensor: Flex device; f32, or bf16 and f16, which
 /// they store and compute in f32.

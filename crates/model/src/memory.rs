@@ -12,8 +12,8 @@
 //!
 //! an encoder's block one sum before each norm in place of the normed states, and one wide state
 //! before its activation and one after; every other norm keeps its input as well. A block that is run
-//! again keeps its input only. Without the kernels (on a GPU) the plain operations keep more: the scores
-//! of attention, `heads · seq²` a row, intermediate results of norms and activations, dropout masks.
+//! again keeps its input only. On a GPU the same is kept, but for attention without a kernel: that keeps
+//! the scores, `heads · seq²` a row.
 
 mod count;
 
@@ -56,23 +56,23 @@ impl PassShape {
 /// Where a pass is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassDevice {
-    /// The host's processors, with the fused kernels.
+    /// The host's processors.
     Host {
         /// Threads that compute.
         threads: usize,
     },
-    /// A device with memory of its own, with plain operations.
-    Device,
+    /// A device with memory of its own.
+    Device {
+        /// Whether attention in half precision is computed in tiles, as NVIDIA's GPUs do.
+        tiles: bool,
+    },
 }
 
 impl PassDevice {
-    /// All processors of this host, or a device with memory of its own.
-    pub fn of(on_host: bool) -> PassDevice {
+    /// All processors of this host.
+    pub fn host() -> PassDevice {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        match on_host {
-            true => PassDevice::Host { threads },
-            false => PassDevice::Device,
-        }
+        PassDevice::Host { threads }
     }
 }
 
@@ -431,7 +431,7 @@ impl MemoryModel {
         TrainingMemory {
             weights_bytes: match device {
                 PassDevice::Host { .. } => self.frozen_bytes - self.mapped_tables_bytes,
-                PassDevice::Device => self.frozen_bytes,
+                PassDevice::Device { .. } => self.frozen_bytes,
             },
             trained_bytes,
             gradients_bytes: trained_bytes,

@@ -428,7 +428,7 @@ mod tests {
         }
         let rough = largest(&matrix, shape, 4, Effort::Rounds(1), Stream::new(2, "s"));
         let rougher: f64 = rough.values.iter().sum();
-        assert!(rougher < some.values.iter().sum());
+        assert!(rougher < some.values.iter().sum::<f64>());
     }
 
     #[test]

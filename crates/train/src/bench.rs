@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 use calor_meter::{Counts, EnergyOptions, Meter, MeterReport, Purpose, Quantity};
 use calor_model::{
     Checkpoint, FrozenWeights, HeadOptions, LoraOptions, MemoryModel, Mode, Model, ModelInput,
-    ModelOptions, PassDevice, PassShape, Pooling, Problem, Quantization, Recompute, SampleSpan,
+    ModelOptions, PassShape, Pooling, Problem, Quantization, Recompute, SampleSpan,
     loss,
 };
 use safetensors::SafeTensors;
@@ -15,7 +15,7 @@ use safetensors::tensor::Dtype as FileDtype;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
-use crate::device::{DeviceSpec, describe, synchronise};
+use crate::device::{DeviceSpec, describe_with_products, synchronise};
 use crate::loss_scale::LossScale;
 use crate::optimizer::{OptimizerOptions, TensorRules};
 use crate::recipe::Dtype;
@@ -181,7 +181,7 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
             samples: batch.rows,
         },
         options.recompute,
-        PassDevice::of(!options.device.is_asynchronous()),
+        options.device.pass(),
     );
     let mut meter = Meter::open(&options.energy, &options.device.metered(&device))
         .map_err(|error| TrainError::Meter(Box::new(error)))?;
@@ -253,7 +253,7 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
         model: options.model.display().to_string(),
         task: options.task,
         device: options.device.to_string(),
-        device_description: describe(&device),
+        device_description: describe_with_products(&device),
         batch: batch.rows,
         seq: batch.seq,
         frozen_bytes: model.size().frozen_bytes,

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::TrainError;
 use crate::artifacts::report::SplitCounts;
-use crate::device::{describe, synchronise};
+use crate::device::{describe_with_products, synchronise};
 use crate::loss_scale::LossScale;
 use crate::memory::{MemoryPlan, MemoryPrediction};
 use crate::observer::{Observer, Stage};
@@ -165,7 +165,7 @@ pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckR
     Ok(CheckReport {
         name: recipe.name.clone(),
         device: options.device.to_string(),
-        device_description: describe(&device),
+        device_description: describe_with_products(&device),
         splits: splits.into_iter().collect(),
         sequences: data.prepared.report().clone(),
         model: model_size,

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use burn::tensor::Device;
 use calor_meter::MeteredDevice;
+use calor_model::PassDevice;
 
 use crate::TrainError;
 
@@ -75,6 +76,15 @@ impl DeviceSpec {
     /// Whether operations are computed while the host goes on.
     pub fn is_asynchronous(self) -> bool {
         self != DeviceSpec::Cpu
+    }
+
+    /// What decides over the memory of a pass.
+    pub(crate) fn pass(self) -> PassDevice {
+        match self {
+            DeviceSpec::Cpu => PassDevice::host(),
+            DeviceSpec::Cuda(_) => PassDevice::Device { tiles: true },
+            DeviceSpec::Wgpu(_) => PassDevice::Device { tiles: false },
+        }
     }
 
     /// Rows are padded to a multiple of this: a GPU compiles and tunes for every shape it meets.
@@ -204,6 +214,19 @@ pub fn describe(device: &Device) -> String {
     }
     let _ = device;
     processor()
+}
+
+/// The same, and on CUDA what computes its matrix products, with the reason where that is not
+/// NVIDIA's library.
+pub fn describe_with_products(device: &Device) -> String {
+    let name = describe(device);
+    #[cfg(feature = "cuda")]
+    match calor_kernels::product_library(device) {
+        Some(Ok(library)) => return format!("{name}, products by {library}"),
+        Some(Err(reason)) => return format!("{name}, products by CubeCL's kernels ({reason})"),
+        None => (),
+    }
+    name
 }
 
 /// The processor's name and the number of threads that work on it.

@@ -1,5 +1,6 @@
 //! Text from a language model: prompts in, continuations out.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use calor_model::{
@@ -45,6 +46,11 @@ pub struct Sampling {
     pub top_k: usize,
     /// Draws among the most probable tokens that together reach this probability; 1 among all.
     pub top_p: f64,
+    /// Divides the positive logits of tokens that the text already has, its prompt included, and
+    /// multiplies the negative ones (Keskar et al. 2019); 1 for none.
+    pub repetition_penalty: f64,
+    /// No run of so many tokens comes twice in a text, its prompt included; 0 for no such rule.
+    pub no_repeat_ngram: usize,
     /// Fixes what is drawn: a token follows from the seed, its prompt's number and its place.
     pub seed: u64,
 }
@@ -78,6 +84,8 @@ impl Sampling {
             temperature: 0.0,
             top_k: 0,
             top_p: 1.0,
+            repetition_penalty: 1.0,
+            no_repeat_ngram: 0,
             seed: 0,
         }
     }
@@ -96,7 +104,39 @@ impl Sampling {
                 self.top_p
             ));
         }
+        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+            return Some(format!(
+                "the repetition penalty is {}; it is above 0, and 1 is none",
+                self.repetition_penalty
+            ));
+        }
         (self.max_new_tokens == 0).then(|| "0 new tokens are no continuation".to_owned())
+    }
+
+    fn reads_the_text(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.no_repeat_ngram > 0
+    }
+
+    /// Makes less probable, or impossible, what would repeat `text`.
+    fn discourage(&self, logits: &mut [f32], text: &[u32]) {
+        if self.repetition_penalty != 1.0 {
+            let penalty = self.repetition_penalty as f32;
+            let seen: BTreeSet<u32> = text.iter().copied().collect();
+            for token in seen {
+                let logit = &mut logits[token as usize];
+                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            }
+        }
+        if let Some(before) = self.no_repeat_ngram.checked_sub(1) {
+            let Some(last) = text.len().checked_sub(before).map(|start| &text[start..]) else {
+                return;
+            };
+            for run in text.windows(self.no_repeat_ngram) {
+                if run[..before] == *last {
+                    logits[run[before] as usize] = f32::NEG_INFINITY;
+                }
+            }
+        }
     }
 
     /// Chooses a token. `drawn` is uniform over all 64-bit numbers.
@@ -267,11 +307,12 @@ impl Generator {
                 .try_into_data()
                 .map_err(|error| failed(error.to_string()))?
                 .convert::<f32>();
-            let logits: Vec<f32> = data
+            let mut logits: Vec<f32> = data
                 .try_to_vec()
                 .map_err(|error| failed(format!("{error:?}")))?;
             next.clear();
-            for (number, (one, logits)) in found.iter_mut().zip(logits.chunks(vocab)).enumerate() {
+            let rows = found.iter_mut().zip(logits.chunks_mut(vocab));
+            for (number, (one, logits)) in rows.enumerate() {
                 if one.ended || !room(one) {
                     // Nobody reads it; the others go on.
                     next.push(vec![self.tokenizer.pad_id()]);
@@ -279,6 +320,10 @@ impl Generator {
                 }
                 let place = [(first + number) as u64, one.tokens.len() as u64];
                 let drawn = derive(sampling.seed, "generated token", &place);
+                if sampling.reads_the_text() {
+                    let text = [prompts[number].as_slice(), &one.tokens].concat();
+                    sampling.discourage(logits, &text);
+                }
                 let token = sampling.choose(logits, drawn) as u32;
                 next.push(vec![token]);
                 match self.stop_tokens.contains(&token) {
@@ -372,6 +417,29 @@ mod tests {
     }
 
     #[test]
+    fn repeating_is_discouraged() {
+        let penalised = Sampling {
+            repetition_penalty: 2.0,
+            ..Sampling::greedy(8)
+        };
+        let mut logits = [4.0, -1.0, 3.0, 1.0];
+        penalised.discourage(&mut logits, &[0, 1, 0]);
+        assert_eq!(logits, [2.0, -2.0, 3.0, 1.0]);
+
+        let no_pairs = Sampling {
+            no_repeat_ngram: 2,
+            ..Sampling::greedy(8)
+        };
+        let mut logits = [4.0, 3.0, 2.0];
+        // 1 was followed by 0 and by 2.
+        no_pairs.discourage(&mut logits, &[1, 0, 1, 2, 1]);
+        assert_eq!(logits, [f32::NEG_INFINITY, 3.0, f32::NEG_INFINITY]);
+        let mut logits = [4.0, 3.0];
+        no_pairs.discourage(&mut logits, &[]);
+        assert_eq!(logits, [4.0, 3.0]);
+    }
+
+    #[test]
     fn numbers_that_make_no_sense_are_refused() {
         for wrong in [
             sampling(-1.0, 0, 1.0),
@@ -379,6 +447,10 @@ mod tests {
             sampling(1.0, 0, 0.0),
             sampling(1.0, 0, 1.5),
             Sampling::greedy(0),
+            Sampling {
+                repetition_penalty: 0.0,
+                ..Sampling::greedy(8)
+            },
         ] {
             assert!(wrong.problem().is_some(), "{wrong:?}");
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use calor_meter::{Quantity, host_memory_limit, resident_host_memory};
 use calor_model::{
-    Checkpoint, MemoryModel, ModelOptions, PassDevice, PassShape, Quantization, Recompute,
+    Checkpoint, MemoryModel, ModelOptions, PassShape, Quantization, Recompute,
     RecomputedBlocks,
 };
 use serde::Serialize;
@@ -221,7 +221,7 @@ impl<'a> MemoryPlan<'a> {
         recompute: Recompute,
     ) -> Vec<Component> {
         let on_host = !self.device.is_asynchronous();
-        let training = model.training(shape, recompute, PassDevice::of(on_host));
+        let training = model.training(shape, recompute, self.device.pass());
         let mut components = vec![
             Component {
                 name: "frozen weights",

@@ -15,7 +15,7 @@ use calor_sequence::PatientTokenizer;
 use crate::TrainError;
 use crate::artifacts::report::{FileHash, Provenance};
 use crate::data::{Data, TASK_FILE, TaskFile};
-use crate::device::{DeviceSpec, describe, synchronise};
+use crate::device::{DeviceSpec, describe, describe_with_products, synchronise};
 use crate::files::{hash_file, read_json, write_folder, write_json};
 use crate::recipe::{
     AdapterKind, AdapterSection, Dtype, ModelSection, PoolingChoice, QuantizationChoice, Recipe,
@@ -413,7 +413,7 @@ pub(crate) fn provenance(
     Provenance {
         calor_version: env!("CARGO_PKG_VERSION").to_owned(),
         device: spec.to_string(),
-        device_description: describe(device),
+        device_description: describe_with_products(device),
         seed: recipe.train.seed,
         recipe_sha256: recipe_sha256.to_owned(),
         data_hash: data_hash.to_owned(),

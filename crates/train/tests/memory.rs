@@ -214,7 +214,7 @@ fn predicted(
     let memory = MemoryModel::new(&checkpoint, &options).unwrap().training(
         shape,
         recompute,
-        PassDevice::of(true),
+        PassDevice::host(),
     );
     // Weights in the file's type are used where the file is mapped, which no allocator sees.
     let mapped = if dtype == Dtype::F32 {

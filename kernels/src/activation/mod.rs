@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 pub(crate) mod reference;
 
 use burn::tensor::Tensor;
@@ -16,6 +18,10 @@ pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     if crate::on_cpu(&gate) {
         return cpu::swiglu(gate, up);
     }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&gate) {
+        return cube::gated(cube::Function::Silu, gate, up);
+    }
     reference::swiglu(gate, up)
 }
 
@@ -28,6 +34,10 @@ pub fn geglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     if crate::on_cpu(&gate) {
         return cpu::geglu(gate, up);
     }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&gate) {
+        return cube::gated(cube::Function::Gelu, gate, up);
+    }
     reference::geglu(gate, up)
 }
 
@@ -36,6 +46,10 @@ pub fn geglu_tanh<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&gate) {
         return cpu::geglu_tanh(gate, up);
+    }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&gate) {
+        return cube::gated(cube::Function::GeluTanh, gate, up);
     }
     reference::geglu_tanh(gate, up)
 }
@@ -46,6 +60,10 @@ pub fn gelu<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     if crate::on_cpu(&input) {
         return cpu::gelu(input);
     }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&input) {
+        return cube::alone(cube::Function::Gelu, input);
+    }
     reference::gelu(input)
 }
 
@@ -54,6 +72,10 @@ pub fn gelu_tanh<const D: usize>(input: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&input) {
         return cpu::gelu_tanh(input);
+    }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&input) {
+        return cube::alone(cube::Function::GeluTanh, input);
     }
     reference::gelu_tanh(input)
 }

@@ -1,8 +1,11 @@
 //! Attention over packed rows: block-diagonal by segment, causal or not, grouped-query heads,
-//! optional sliding window. Memory is linear in `seq` on the CPU kernel.
+//! optional sliding window. Memory is linear in `seq` on the CPU, and on
+//! CUDA in bf16 and f16.
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 pub(crate) mod reference;
 
 use burn::tensor::{Int, Tensor};
@@ -43,6 +46,10 @@ pub fn attention(
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&query) {
         return cpu::dispatch(query, key, value, segments, options);
+    }
+    #[cfg(feature = "cuda")]
+    if cuda::serves(&query, &key, options) {
+        return cuda::attention(query, key, value, segments, options);
     }
     reference::attention(query, key, value, segments, options)
 }

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 pub(crate) mod reference;
 
 use burn::tensor::{Int, Tensor};
@@ -13,7 +15,7 @@ pub const IGNORED_TARGET: i64 = -100;
 ///
 /// `soft_cap` bounds the logits by `cap · tanh(logit / cap)`, as Gemma 2 does; above 0.
 ///
-/// The caller divides by the step's number of supervised tokens. The CPU kernel goes through the
+/// The caller divides by the step's number of supervised tokens. The kernels go through the
 /// tokens in chunks and computes the gradient in the same pass (as Liger Kernel does, Hsu et al.
 /// 2024), so that no `[tokens, vocab]` tensor ever exists.
 ///
@@ -30,11 +32,19 @@ pub fn linear_cross_entropy(
     if crate::on_cpu(&hidden) {
         return cpu::dispatch(hidden, weight, targets, soft_cap);
     }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&hidden) {
+        return cube::linear_cross_entropy(hidden, weight, targets, soft_cap);
+    }
     reference::linear_cross_entropy(hidden, weight, targets, soft_cap)
 }
 
 /// Whether there is a kernel for these states, so that the logits of all tokens never exist at once.
 pub fn fuses_cross_entropy(hidden: &Tensor<2>) -> bool {
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(hidden) {
+        return true;
+    }
     crate::on_cpu(hidden)
 }
 

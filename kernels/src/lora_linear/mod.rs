@@ -2,9 +2,13 @@
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod products;
 pub(crate) mod reference;
 
-use burn::tensor::{Distribution, Tensor};
+use burn::tensor::Tensor;
 
 /// The low-rank part of one linear layer (Hu et al. 2021).
 #[derive(Debug, Clone)]
@@ -39,13 +43,12 @@ pub fn lora_linear(
     if crate::on_cpu(&input) {
         return cpu::dispatch(input, weight, bias, lora);
     }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if let Some(lora) = lora.filter(|_| crate::gpu::serves(&input)) {
+        return cube::lora_linear(input, weight, bias, lora);
+    }
     let mask = lora.and_then(|lora| mask(&input, lora));
     reference::lora_linear(input, weight, bias, lora, mask)
-}
-
-/// See [`dropout_mask`]; none where nothing is dropped.
-pub(crate) fn mask(input: &Tensor<3>, lora: &Lora) -> Option<Tensor<3>> {
-    (lora.dropout > 0.0).then(|| dropout_mask(input, lora.dropout, lora.dropout_seed))
 }
 
 /// The input with elements dropped and the others divided by the share that is kept: the very
@@ -57,25 +60,28 @@ pub fn dropout(input: Tensor<3>, probability: f32, seed: u64) -> Tensor<3> {
     if probability <= 0.0 {
         return input;
     }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&input) {
+        return cube::dropped(input, probability, seed);
+    }
     let mask = dropout_mask(&input, probability, seed);
     (input * mask).div_scalar(1.0 - probability)
+}
+
+/// See [`dropout_mask`]; none where nothing is dropped.
+fn mask(input: &Tensor<3>, lora: &Lora) -> Option<Tensor<3>> {
+    (lora.dropout > 0.0).then(|| dropout_mask(input, lora.dropout, lora.dropout_seed))
 }
 
 /// 1 where an element is kept, 0 where it is dropped.
 fn dropout_mask(input: &Tensor<3>, probability: f32, seed: u64) -> Tensor<3> {
     let device = input.device().inner();
-    #[cfg(feature = "cpu")]
-    if crate::on_cpu(input) {
-        let shape = input.dims();
-        let kept: Vec<f32> = (0..shape.iter().product())
-            .map(|index| f32::from(u8::from(dropout_keeps(seed, index, probability))))
-            .collect();
-        return Tensor::<3>::from_data(burn::tensor::TensorData::new(kept, shape), &device)
-            .cast(input.dtype());
-    }
-    device.seed(seed);
-    let keep = f64::from(1.0 - probability);
-    Tensor::<3>::random(input.shape(), Distribution::Bernoulli(keep), &device).cast(input.dtype())
+    let shape = input.dims();
+    let kept: Vec<f32> = (0..shape.iter().product())
+        .map(|index| f32::from(u8::from(dropout_keeps(seed, index, probability))))
+        .collect();
+    let mask = burn::tensor::TensorData::new(kept, shape);
+    Tensor::<3>::from_data(mask, &device).cast(input.dtype())
 }
 
 /// Whether element `index` of a dropout mask survives: a counter-based hash, so that the mask needs

@@ -16,19 +16,7 @@ pub fn lora_linear(
     let [batch, seq, inputs] = input.dims();
     let outputs = weight.dims()[0];
     let flat = input.reshape([batch * seq, inputs]);
-    let product = matmul(flat.clone(), weight.transpose());
-    complete(product, flat, bias, lora, mask).reshape([batch, seq, outputs])
-}
-
-/// Adds bias and low-rank part to `product`, `[tokens, out]`, of the input `flat`, `[tokens, in]`.
-pub(crate) fn complete(
-    product: Tensor<2>,
-    flat: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    lora: Option<&Lora>,
-    mask: Option<Tensor<3>>,
-) -> Tensor<2> {
-    let mut output = product;
+    let mut output = matmul(flat.clone(), weight.transpose());
     if let Some(bias) = bias {
         output = output + bias.unsqueeze::<2>();
     }
@@ -46,5 +34,5 @@ pub(crate) fn complete(
         let low = matmul(dropped, a.transpose());
         output = output + matmul(low, b.transpose()) * lora.scaling;
     }
-    output
+    output.reshape([batch, seq, outputs])
 }

@@ -1,13 +1,10 @@
-//! The product through CubeCL: one kernel a type, no timing of candidates.
+//! The product on a GPU: cuBLASLt where it is there, else through CubeCL one kernel a type, with no
+//! timing of candidates.
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Cube, DispatchDevice, backend_extension};
+use burn::backend::{Backend, Cube, backend_extension};
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::numeric::empty_device_dtype;
@@ -20,53 +17,22 @@ use cubek::matmul::multi_level::routines::batch::double_buffering::DoubleBufferi
 use cubek::matmul::routine::BlueprintStrategy;
 use cubek::std::InputBinding;
 
-type Tracking = Autodiff<Cube, NoCheckpointing>;
-
-/// Whether the tensor lives on a device of CubeCL's.
-pub(super) fn serves<const D: usize>(tensor: &Tensor<D>) -> bool {
-    let device = tensor.device().without_autodiff();
-    matches!(device.as_dispatch(), DispatchDevice::Cube(_))
-}
+use crate::gpu::operation::{Operation, Value, apply, input, tensor, value};
 
 /// See [`matmul`](crate::matmul).
 pub(super) fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
-    if !lhs.device().is_autodiff() && !rhs.device().is_autodiff() {
-        return plain(lhs, rhs);
-    }
-    // A frozen weight's gradient needs no input, so none is kept for it.
-    let kept = Operands {
-        lhs: rhs.is_tracked().then(|| lhs.clone().inner()),
-        rhs: lhs.is_tracked().then(|| rhs.clone().inner()),
-        shapes: [lhs.dims(), rhs.dims()],
-    };
-    let output = primitive(plain(lhs.clone().inner(), rhs.clone().inner()));
-    let guards = [lhs, rhs].map(|tensor| {
-        let tracked = tensor.autodiff().try_into_primitive::<Tracking>();
-        let (_, guard) = tracked
-            .expect("a float tensor of this device under autodiff, without burn's checkpointing")
-            .into_parts();
-        guard
-    });
-    let output = match Product::<D>
-        .prepare::<NoCheckpointing>(guards)
-        .compute_bound()
-        .stateful()
-    {
-        OpsKind::Tracked(prepared) => prepared.finish(kept, output),
-        OpsKind::UnTracked(prepared) => prepared.finish(output),
-    };
-    Tensor::from_primitive::<Tracking>(output)
+    let shapes = [lhs.dims(), rhs.dims()];
+    apply(Product { shapes }, [input(lhs), input(rhs)])
 }
 
 /// Of tensors outside autodiff.
-fn plain<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
-    Tensor::from_primitive::<Cube>(Cube::matrix_product(primitive(lhs), primitive(rhs)))
+pub(crate) fn product<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
+    tensor(Cube::matrix_product(value(lhs), value(rhs)))
 }
 
-fn primitive<const D: usize>(tensor: Tensor<D>) -> FloatTensor<Cube> {
-    tensor
-        .try_into_primitive::<Cube>()
-        .expect("a float tensor of this device outside autodiff")
+/// `alpha · lhs · rhs` as f32, whatever the operands' type; of tensors outside autodiff.
+pub(crate) fn wide_product(lhs: Tensor<2>, rhs: Tensor<2>, alpha: f32) -> Tensor<2> {
+    tensor(Cube::wide_product(value(lhs), value(rhs), alpha))
 }
 
 /// The product as a backend computes it, without derivatives.
@@ -75,12 +41,31 @@ pub trait MatrixProduct: Backend {
     /// See [`matmul`](crate::matmul).
     #[fusion(dtype = lhs, shape = product_shape(lhs, rhs))]
     fn matrix_product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`wide_product`].
+    #[fusion(dtype = { let _ = lhs; DType::F32 }, shape = product_shape(lhs, rhs))]
+    fn wide_product(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        alpha: f32,
+    ) -> FloatTensor<Self>;
+
+    /// `addend + alpha · lhs · rhs`, in one pass where the device can.
+    #[fusion(dtype = addend, shape = addend)]
+    fn product_add(
+        lhs: FloatTensor<Self>,
+        rhs: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
+        alpha: f32,
+    ) -> FloatTensor<Self>;
 }
 
 impl MatrixProduct for CubeBackend {
     fn matrix_product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
-        let shape = product_shape(lhs.meta.shape(), rhs.meta.shape());
-        let output = empty_device_dtype(lhs.client.clone(), lhs.device.clone(), shape, lhs.dtype);
+        let output = output(&lhs, &rhs, lhs.dtype);
+        if native(&lhs, &rhs, None, 1.0, &output) {
+            return output;
+        }
         match kernels(lhs.dtype)
             .into_iter()
             .any(|kernel| launch(kernel, &lhs, &rhs, &output))
@@ -90,6 +75,59 @@ impl MatrixProduct for CubeBackend {
             false => CubeBackend::float_matmul(lhs, rhs),
         }
     }
+
+    fn wide_product(lhs: CubeTensor, rhs: CubeTensor, alpha: f32) -> CubeTensor {
+        let output = output(&lhs, &rhs, DType::F32);
+        if native(&lhs, &rhs, None, alpha, &output) {
+            return output;
+        }
+        let product = CubeBackend::matrix_product(lhs, rhs);
+        let product = CubeBackend::float_cast(product, DType::F32.into());
+        CubeBackend::float_mul_scalar(product, alpha.into())
+    }
+
+    fn product_add(
+        lhs: CubeTensor,
+        rhs: CubeTensor,
+        addend: CubeTensor,
+        alpha: f32,
+    ) -> CubeTensor {
+        let output = output(&lhs, &rhs, addend.dtype);
+        if native(&lhs, &rhs, Some(&addend), alpha, &output) {
+            return output;
+        }
+        let product = CubeBackend::matrix_product(lhs, rhs);
+        let product = CubeBackend::float_mul_scalar(product, alpha.into());
+        CubeBackend::float_add(addend, product)
+    }
+}
+
+fn output(lhs: &CubeTensor, rhs: &CubeTensor, dtype: DType) -> CubeTensor {
+    let shape = product_shape(lhs.meta.shape(), rhs.meta.shape());
+    empty_device_dtype(lhs.client.clone(), lhs.device.clone(), shape, dtype)
+}
+
+/// Whether NVIDIA's library took the product.
+fn native(
+    lhs: &CubeTensor,
+    rhs: &CubeTensor,
+    addend: Option<&CubeTensor>,
+    alpha: f32,
+    output: &CubeTensor,
+) -> bool {
+    #[cfg(feature = "cuda")]
+    if let Some(Ok(session)) = crate::cuda::Session::of(&output.device) {
+        let product = crate::cuda::product::Product {
+            lhs,
+            rhs,
+            addend,
+            alpha,
+            output,
+        };
+        return crate::cuda::product::submit(&session, &[product]);
+    }
+    let _ = (lhs, rhs, addend, alpha, output);
+    false
 }
 
 /// The kernels for operands of a type, in the order they are tried: one may need hardware that is not
@@ -139,37 +177,34 @@ fn product_shape(lhs: &Shape, rhs: &Shape) -> Shape {
     Shape::from(shape)
 }
 
-/// What the backward pass needs.
+/// Inputs in order: lhs, rhs.
 #[derive(Debug, Clone)]
-struct Operands<const D: usize> {
-    lhs: Option<Tensor<D>>,
-    rhs: Option<Tensor<D>>,
+struct Product<const D: usize> {
     shapes: [[usize; D]; 2],
 }
 
-#[derive(Debug)]
-struct Product<const D: usize>;
+impl<const D: usize> Operation<2> for Product<D> {
+    fn forward(&self, [lhs, rhs]: [Value; 2], tracked: [bool; 2]) -> (Value, Vec<Value>) {
+        let output = Cube::matrix_product(lhs.clone(), rhs.clone());
+        // A frozen weight's gradient needs no input, so none is kept for it.
+        let kept = [tracked[1].then_some(lhs), tracked[0].then_some(rhs)];
+        (output, kept.into_iter().flatten().collect())
+    }
 
-impl<const D: usize> Backward<Cube, 2> for Product<D> {
-    type State = Operands<D>;
-
-    fn backward(
-        self,
-        ops: Ops<Operands<D>, 2>,
-        gradients: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let gradient = Tensor::<D>::from_primitive::<Cube>(gradients.consume::<Cube>(&ops.node));
-        let [lhs_node, rhs_node] = ops.parents;
-        let Operands { lhs, rhs, shapes } = ops.state;
-        if let (Some(node), Some(rhs)) = (lhs_node, rhs) {
-            let found = summed(plain(gradient.clone(), rhs.transpose()), shapes[0]);
-            gradients.register::<Cube>(node.id, primitive(found));
-        }
-        if let (Some(node), Some(lhs)) = (rhs_node, lhs) {
-            let found = summed(plain(lhs.transpose(), gradient), shapes[1]);
-            gradients.register::<Cube>(node.id, primitive(found));
-        }
+    fn backward(&self, saved: Vec<Value>, gradient: Value, wanted: [bool; 2]) -> [Option<Value>; 2] {
+        let mut saved = saved.into_iter();
+        let lhs = wanted[1].then(|| saved.next().expect("kept for the gradient of rhs"));
+        let rhs = wanted[0].then(|| saved.next().expect("kept for the gradient of lhs"));
+        let gradient = tensor::<D>(gradient);
+        let of_lhs = rhs.map(|rhs| {
+            let found = product(gradient.clone(), tensor::<D>(rhs).transpose());
+            value(summed(found, self.shapes[0]))
+        });
+        let of_rhs = lhs.map(|lhs| {
+            let found = product(tensor::<D>(lhs).transpose(), gradient);
+            value(summed(found, self.shapes[1]))
+        });
+        [of_lhs, of_rhs]
     }
 }
 

@@ -6,7 +6,7 @@
 //! kernel follows from the type.
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
-mod cube;
+pub(crate) mod cube;
 
 use burn::tensor::Tensor;
 
@@ -18,11 +18,8 @@ use burn::tensor::Tensor;
 /// - returns: `[…, rows, columns]`
 pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
-    if cube::serves(&lhs) {
+    if crate::gpu::serves(&lhs) {
         return cube::matmul(lhs, rhs);
     }
     lhs.matmul(rhs)
 }
-
-#[cfg(all(test, feature = "cpu", any(feature = "cuda", feature = "wgpu")))]
-mod tests;

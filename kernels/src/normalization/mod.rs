@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 pub(crate) mod reference;
 
 use burn::tensor::Tensor;
@@ -15,6 +17,10 @@ pub fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, epsilon: f6
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&input) {
         return cpu::rms_norm(input, weight, epsilon);
+    }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&input) {
+        return cube::rms_norm(input, weight, epsilon);
     }
     reference::rms_norm(input, weight, epsilon)
 }
@@ -32,6 +38,10 @@ pub fn layer_norm<const D: usize>(
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&input) {
         return cpu::layer_norm(input, weight, bias, epsilon);
+    }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&input) {
+        return cube::layer_norm(input, weight, bias, epsilon);
     }
     reference::layer_norm(input, weight, bias, epsilon)
 }

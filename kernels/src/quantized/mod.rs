@@ -203,15 +203,18 @@ pub fn quantized_linear(
     if crate::on_cpu(&input) {
         return lora_linear::cpu::dispatch_quantized(input, cpu::Weight::new(weight), bias, lora);
     }
-    let mask = lora.and_then(|lora| lora_linear::mask(&input, lora));
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if let Some(lora) = lora {
+        return lora_linear::cube::quantized(input, weight, bias, lora);
+    }
+    let _ = lora;
     let [batch, seq, inputs] = input.dims();
-    let flat = input.reshape([batch * seq, inputs]);
-    let product = recomputed::product(flat.clone(), weight);
-    lora_linear::reference::complete(product, flat, bias, lora, mask).reshape([
-        batch,
-        seq,
-        weight.shape[0],
-    ])
+    let product = recomputed::product(input.reshape([batch * seq, inputs]), weight);
+    let output = match bias {
+        Some(bias) => product + bias.unsqueeze::<2>(),
+        None => product,
+    };
+    output.reshape([batch, seq, weight.shape[0]])
 }
 
 #[cfg(all(test, feature = "cpu"))]

@@ -160,7 +160,11 @@ impl Kept {
             KeptOn::Device => Kept::Device(tensor),
             KeptOn::Host => {
                 let device = tensor.device();
-                Kept::Host(tensor.into_data(), device)
+                let data = tensor.into_data();
+                // CubeCL reads when the bytes are first looked at. By then the device's memory may
+                // hold something else, and until then it is not free.
+                let _ = data.as_bytes().len();
+                Kept::Host(data, device)
             }
         }
     }

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 pub(crate) mod reference;
 
 use burn::tensor::Tensor;
@@ -18,6 +20,10 @@ pub fn rotary(input: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&input) {
         return cpu::dispatch(input, cos, sin);
+    }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&input) {
+        return cube::rotary(input, cos, sin);
     }
     reference::rotary(input, cos, sin)
 }

@@ -9,6 +9,10 @@ const LOGITS_AT_ONCE: u64 = 1 << 22;
 const ROWS_AT_ONCE: u64 = 16;
 /// Elements of logits that the chunked cross-entropy holds at once.
 const CHUNKED_LOGITS: u64 = 1 << 24;
+/// Bytes of logits in f32 that the fused cross-entropy of a GPU holds at once.
+const DEVICE_LOGITS_BYTES: u64 = 256 << 20;
+/// The widest head of attention in tiles.
+const WIDEST_HEAD: u64 = 128;
 /// Queries that a thread of the attention kernel works on at once.
 const TILE: u64 = 64;
 
@@ -20,8 +24,19 @@ pub(super) struct Count<'a> {
 }
 
 impl Count<'_> {
-    fn plain(&self) -> bool {
-        self.device == PassDevice::Device
+    fn on_device(&self) -> bool {
+        matches!(self.device, PassDevice::Device { .. })
+    }
+
+    /// Whether attention is in plain operations: those of `calor_kernels` for a GPU take halves and
+    /// heads of whole 16 bytes.
+    fn plain_attention(&self) -> bool {
+        let PassDevice::Device { tiles } = self.device else {
+            return false;
+        };
+        let head_dim = self.model.head_dim;
+        let served = self.model.element() < F32 && head_dim % 8 == 0 && head_dim <= WIDEST_HEAD;
+        !(tiles && served)
     }
 
     /// Positions that the part of a block behind attention computes.
@@ -46,7 +61,6 @@ impl Count<'_> {
             hidden,
             query,
             key,
-            intermediate: wide,
             heads,
             norms,
             ..
@@ -59,14 +73,6 @@ impl Count<'_> {
         let mut late = self.behind_attention(index);
         if block.norms_query {
             early += query + key;
-        }
-        if self.plain() {
-            // Plain operations keep what the kernels compute again.
-            late += if block.gated { 2 * wide } else { 3 * wide };
-            if self.model.dropout {
-                // A mask and the product with it, of each adapted module's input.
-                early += 2 * block.adapted_inputs;
-            }
         }
         if self.model.dora {
             // What is multiplied by the magnitudes; with dropout what is dropped and what is not.
@@ -83,13 +89,11 @@ impl Count<'_> {
             bytes += self.pairs(heads) * (F32 + element + 2) + 2 * element * entries * hidden;
         }
         bytes += F32 * (positions * heads + selected * block.ranks);
-        if self.plain() {
+        if self.plain_attention() && block.relative.is_none() {
             // Scores after the softmax in f32 and as they are multiplied, their mask, and the keys
             // and values spread over the query heads.
             bytes += self.pairs(heads) * (F32 + element + 1);
             bytes += element * positions * 2 * (query - key);
-            // Normalised states and their squares, in f32.
-            bytes += F32 * (positions + selected) * hidden;
         }
         bytes
     }
@@ -139,7 +143,13 @@ impl Count<'_> {
         let element = self.model.element();
         let positions = self.shape.positions();
         match self.model.output {
-            Output::Vocabulary { fused } if fused && !self.plain() => {
+            Output::Vocabulary { fused: true } if self.on_device() => {
+                let rows = (DEVICE_LOGITS_BYTES / (F32 * vocab)).clamp(1, positions);
+                // Logits, their powers and the gradient in f32 and as it is multiplied; the states'
+                // gradient by chunks and whole.
+                rows * vocab * (3 * F32 + element) + 2 * positions * hidden * element
+            }
+            Output::Vocabulary { fused: true } => {
                 let rows = (LOGITS_AT_ONCE / vocab).clamp(1, positions);
                 let rows = rows.max(ROWS_AT_ONCE.min(positions));
                 let wide = match self.model.dtype {
@@ -181,7 +191,7 @@ impl Count<'_> {
         let element = self.model.element();
         let (positions, selected) = (self.shape.positions(), self.selected(index));
         let dropped = u64::from(self.model.dropout && block.ranks > 0);
-        let half_on_host = element < F32 && !self.plain();
+        let half_on_host = element < F32 && !self.on_device();
         // A norm at the block's end has given back its input, as wide as the gradient.
         let residual = element * if norms.after[1] { 0 } else { hidden };
         let late = match half_on_host {
@@ -223,7 +233,7 @@ impl Count<'_> {
         if half_on_host && !self.model.quantized {
             bytes += F32 * hidden * wide;
         }
-        if self.plain() && self.model.quantized {
+        if self.on_device() && self.model.quantized {
             // Codes as numbers and values in f32 of the widest weight, as a whole.
             bytes += 2 * F32 * hidden * wide;
         }

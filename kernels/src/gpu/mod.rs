@@ -1,0 +1,15 @@
+//! What the operations on CubeCL devices, CUDA's and wgpu's, have in common.
+
+pub(crate) mod operation;
+
+use burn::backend::DispatchDevice;
+use burn::tensor::Tensor;
+
+/// Whether the tensor lives on a device of CubeCL's.
+pub(crate) fn serves<const D: usize>(tensor: &Tensor<D>) -> bool {
+    let device = tensor.device().without_autodiff();
+    matches!(device.as_dispatch(), DispatchDevice::Cube(_))
+}
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;

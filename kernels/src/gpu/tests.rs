@@ -1,0 +1,262 @@
+//! Every operation on a GPU against the same on the CPU: output and gradients.
+//!
+//! CALOR_TEST_DEVICE names the kind of device, `cuda` or `wgpu`; CALOR_TEST_DTYPES what is tried, by
+//! default f32 and bf16. One test, because a device compiles one kernel at a time anyway.
+
+use std::time::Instant;
+
+use burn::tensor::{DType, Device, DeviceType, Int, Tensor, TensorData};
+
+use crate::cpu::testing::random;
+use crate::{
+    AttentionOptions, IGNORED_TARGET, Lora, attention, dropout, geglu, geglu_tanh, gelu, gelu_tanh,
+    layer_norm, linear_cross_entropy, lora_linear, matmul, rms_norm, rotary, swiglu,
+};
+
+/// Where an operation runs.
+struct Side {
+    device: Device,
+    /// What its inputs are computed in.
+    dtype: DType,
+    /// What their values were rounded to.
+    rounded: DType,
+}
+
+/// An output and the gradients of the inputs.
+type Found = Vec<(&'static str, TensorData)>;
+
+impl Side {
+    fn leaf<const D: usize>(&self, shape: [usize; D], seed: u64) -> Tensor<D> {
+        self.of(random(shape, seed), self.rounded, self.dtype).require_grad()
+    }
+
+    /// In f32 whatever the activations are.
+    fn wide<const D: usize>(&self, shape: [usize; D], seed: u64) -> Tensor<D> {
+        self.of(random(shape, seed), DType::F32, DType::F32).require_grad()
+    }
+
+    fn of<const D: usize>(&self, tensor: Tensor<D>, rounded: DType, dtype: DType) -> Tensor<D> {
+        let data = tensor.cast(rounded).into_data_dtype(DType::F32);
+        Tensor::from_data(data, (&self.device, dtype))
+    }
+
+    fn integers<const D: usize>(&self, values: Vec<i32>, shape: [usize; D]) -> Tensor<D, Int> {
+        Tensor::from_data(TensorData::new(values, shape), &self.device)
+    }
+
+    /// Backward from a sum that weighs every element of the output differently.
+    fn backward<const D: usize>(&self, output: Tensor<D>) -> (TensorData, burn::tensor::Gradients) {
+        let weights = self.of(random(output.dims(), 99), DType::F32, DType::F32);
+        let found = output.clone().inner().into_data_dtype(DType::F32);
+        // Read now: until the bytes are looked at, what comes next may write over them.
+        let _ = found.as_bytes().len();
+        (found, (output.cast(DType::F32) * weights).sum().backward())
+    }
+}
+
+macro_rules! case {
+    ($side:ident, $output:expr, $($leaf:ident),+) => {{
+        let (output, gradients) = $side.backward($output);
+        let mut found: Found = vec![("output", output)];
+        $(
+            let gradient = $leaf.grad(&gradients).expect(stringify!($leaf));
+            found.push((stringify!($leaf), gradient.into_data_dtype(DType::F32)));
+        )+
+        found
+    }};
+}
+
+type Case = (&'static str, fn(&Side) -> Found);
+
+const CASES: &[Case] = &[
+    ("matmul", |side| {
+        let (a, b) = (side.leaf([130, 65], 1), side.leaf([65, 96], 2));
+        case!(side, matmul(a.clone(), b.clone()), a, b)
+    }),
+    ("matmul, repeated operand", |side| {
+        let (a, b) = (side.leaf([2, 3, 5, 16], 1), side.leaf([1, 3, 16, 9], 2));
+        case!(side, matmul(a.clone(), b.clone()), a, b)
+    }),
+    ("matmul, transposed", |side| {
+        let (a, b) = (side.leaf([2, 7, 3, 16], 1), side.leaf([2, 9, 3, 16], 2));
+        let product = matmul(
+            a.clone().swap_dims(1, 2),
+            b.clone().swap_dims(1, 2).swap_dims(2, 3),
+        );
+        case!(side, product, a, b)
+    }),
+    ("lora_linear", |side| {
+        let (x, weight) = (side.leaf([2, 33, 48], 1), side.leaf([40, 48], 2));
+        let (a, b) = (side.wide([8, 48], 3), side.wide([40, 8], 4));
+        let lora = adapter(&a, &b, 0.0);
+        let y = lora_linear(x.clone(), weight.clone(), None, Some(&lora));
+        case!(side, y, x, weight, a, b)
+    }),
+    ("lora_linear, bias and dropout", |side| {
+        let (x, weight) = (side.leaf([2, 33, 48], 1), side.leaf([40, 48], 2));
+        let (a, b, bias) = (side.wide([8, 48], 3), side.wide([40, 8], 4), side.leaf([40], 5));
+        let lora = adapter(&a, &b, 0.4);
+        let y = lora_linear(x.clone(), weight.clone(), Some(bias.clone()), Some(&lora));
+        case!(side, y, x, weight, a, b, bias)
+    }),
+    ("dropout", |side| {
+        let x = side.leaf([2, 33, 47], 1);
+        case!(side, dropout(x.clone(), 0.3, 1 << 40 | 7), x)
+    }),
+    ("rms_norm", |side| {
+        let (x, weight) = (side.leaf([2, 9, 70], 1), side.leaf([70], 2));
+        case!(side, rms_norm(x.clone(), weight.clone(), 1e-5), x, weight)
+    }),
+    ("rms_norm, weight in f32", |side| {
+        let (x, weight) = (side.leaf([2, 9, 70], 1), side.wide([70], 2));
+        case!(side, rms_norm(x.clone(), weight.clone(), 1e-5), x, weight)
+    }),
+    ("layer_norm", |side| {
+        let (x, weight, bias) = (side.leaf([2, 9, 70], 1), side.leaf([70], 2), side.leaf([70], 3));
+        let y = layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5);
+        case!(side, y, x, weight, bias)
+    }),
+    ("swiglu", |side| gated(side, swiglu)),
+    ("geglu", |side| gated(side, geglu)),
+    ("geglu_tanh", |side| gated(side, geglu_tanh)),
+    ("gelu", |side| {
+        let x = side.leaf([2, 9, 70], 1);
+        case!(side, gelu(x.clone()), x)
+    }),
+    ("gelu_tanh", |side| {
+        let x = side.leaf([2, 9, 70], 1);
+        case!(side, gelu_tanh(x.clone()), x)
+    }),
+    ("rotary", |side| {
+        let x = side.leaf([2, 9, 3, 16], 1);
+        // The two halves of a table are the same.
+        let table = |seed| {
+            let half = side.of(random([2, 9, 8], seed), side.rounded, side.dtype);
+            Tensor::cat(vec![half.clone(), half], 2)
+        };
+        case!(side, rotary(x.clone(), table(2), table(3)), x)
+    }),
+    ("linear_cross_entropy", |side| cross_entropy(side, None)),
+    ("linear_cross_entropy, bounded", |side| cross_entropy(side, Some(2.0))),
+    ("attention", |side| attend(side, [2, 65, 2, 2, 64], false, None, None)),
+    ("attention, causal, grouped", |side| attend(side, [2, 200, 4, 2, 64], true, None, None)),
+    ("attention, causal, wide heads", |side| attend(side, [1, 300, 2, 1, 128], true, None, None)),
+    ("attention, window, padded heads", |side| {
+        attend(side, [1, 130, 2, 2, 24], false, Some(20), None)
+    }),
+    ("attention, bounded scores", |side| attend(side, [1, 130, 2, 1, 32], true, Some(50), Some(2.0))),
+];
+
+fn adapter(a: &Tensor<2>, b: &Tensor<2>, dropout: f32) -> Lora {
+    Lora {
+        a: a.clone(),
+        b: b.clone(),
+        scaling: 1.5,
+        dropout,
+        dropout_seed: 0x1234_5678_9ABC,
+    }
+}
+
+fn gated(side: &Side, function: fn(Tensor<3>, Tensor<3>) -> Tensor<3>) -> Found {
+    let (gate, up) = (side.leaf([2, 9, 70], 1), side.leaf([2, 9, 70], 2));
+    case!(side, function(gate.clone(), up.clone()), gate, up)
+}
+
+fn cross_entropy(side: &Side, soft_cap: Option<f32>) -> Found {
+    let (hidden, weight) = (side.leaf([37, 24], 1), side.leaf([101, 24], 2));
+    let targets = (0..37).map(|i| match i % 5 {
+        0 => IGNORED_TARGET as i32,
+        _ => i * 29 % 101,
+    });
+    let targets = side.integers(targets.collect(), [37]);
+    let loss = linear_cross_entropy(hidden.clone(), weight.clone(), targets, soft_cap);
+    case!(side, loss, hidden, weight)
+}
+
+fn attend(
+    side: &Side,
+    [batch, seq, heads, kv_heads, head_dim]: [usize; 5],
+    causal: bool,
+    window: Option<usize>,
+    soft_cap: Option<f32>,
+) -> Found {
+    let query = side.leaf([batch, seq, heads, head_dim], 1);
+    let key = side.leaf([batch, seq, kv_heads, head_dim], 2);
+    let value = side.leaf([batch, seq, kv_heads, head_dim], 3);
+    let segment = |row: usize, place: usize| match place {
+        _ if place + 3 + row >= seq => 0,
+        _ => 1 + i32::from(place > seq / 3) + i32::from(place > seq / 2 + row),
+    };
+    let segments = (0..batch).flat_map(|row| (0..seq).map(move |place| segment(row, place)));
+    let segments = side.integers(segments.collect(), [batch, seq]);
+    let options = AttentionOptions {
+        causal,
+        window,
+        scale: (head_dim as f32).sqrt().recip(),
+        soft_cap,
+    };
+    let y = attention(query.clone(), key.clone(), value.clone(), segments, &options);
+    case!(side, y, query, key, value)
+}
+
+/// The norm of the difference over the norm of what is expected.
+fn difference(found: &TensorData, expected: &TensorData) -> f64 {
+    let values = |data: &TensorData| data.clone().try_into_vec::<f32>().expect("f32");
+    let (mut difference, mut size) = (0.0, 0.0);
+    let (found, expected) = (values(found), values(expected));
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.into_iter().zip(expected) {
+        difference += f64::from(found - expected).powi(2);
+        size += f64::from(expected).powi(2);
+    }
+    let relative = (difference / size).sqrt();
+    if relative.is_nan() { f64::INFINITY } else { relative }
+}
+
+#[test]
+#[ignore = "needs a GPU, named by CALOR_TEST_DEVICE"]
+fn every_operation_matches_the_cpu() {
+    let kind = match std::env::var("CALOR_TEST_DEVICE").as_deref() {
+        #[cfg(feature = "cuda")]
+        Ok("cuda") => DeviceType::Cuda,
+        #[cfg(feature = "wgpu")]
+        Ok("wgpu") => DeviceType::Wgpu,
+        _ => panic!("CALOR_TEST_DEVICE names no kind of device that this build has"),
+    };
+    let device = Device::enumerate(kind).into_vec().swap_remove(0).autodiff();
+    let dtypes = std::env::var("CALOR_TEST_DTYPES").unwrap_or("f32,bf16".to_string());
+    let only = std::env::var("CALOR_TEST_ONLY").unwrap_or_default();
+    let mut wrong = vec![];
+    for dtype in dtypes.split(',') {
+        // Sums in another order; then 8 and 11 bits of fraction.
+        let (dtype, tolerance) = match dtype {
+            "f32" => (DType::F32, 1e-5),
+            "bf16" => (DType::BF16, 1.5e-2),
+            "f16" => (DType::F16, 2e-3),
+            other => panic!("CALOR_TEST_DTYPES has {other}"),
+        };
+        let side = |device, computed| Side {
+            device,
+            dtype: computed,
+            rounded: dtype,
+        };
+        let cpu = side(Device::flex().autodiff(), DType::F32);
+        let gpu = side(device.clone(), dtype);
+        for (name, case) in CASES.iter().filter(|(name, _)| name.contains(&only)) {
+            let started = Instant::now();
+            let expected = case(&cpu);
+            let found = case(&gpu);
+            let elapsed_s = started.elapsed().as_secs_f64();
+            print!("{dtype:?} {name} ({elapsed_s:.1} s):");
+            for ((tensor, found), (_, expected)) in found.iter().zip(&expected) {
+                let relative = difference(found, expected);
+                print!("  {tensor} {relative:.1e}");
+                if relative > tolerance {
+                    wrong.push(format!("{dtype:?} {name}: {tensor} {relative:.1e}"));
+                }
+            }
+            println!();
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
