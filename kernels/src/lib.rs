@@ -12,6 +12,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod activation;
+mod adamw;
 mod attention;
 #[cfg(feature = "cpu")]
 mod cpu;
@@ -27,6 +28,7 @@ mod quantized;
 mod recompute;
 mod rotary;
 
+pub use adamw::{AdamWUpdate, adamw};
 pub use activation::{geglu, geglu_tanh, gelu, gelu_tanh, swiglu};
 pub use attention::{AttentionOptions, attention};
 #[cfg(feature = "cuda")]
@@ -44,6 +46,7 @@ pub use rotary::rotary;
 /// The plain versions, for tests and for measuring what a kernel gains.
 pub mod reference {
     pub use crate::activation::reference::{geglu, geglu_tanh, gelu, gelu_tanh, swiglu};
+    pub use crate::adamw::reference::{adamw, moments, moved};
     pub use crate::attention::reference::{attention, soft_cap, spread_heads};
     pub use crate::cross_entropy::reference::linear_cross_entropy;
     pub use crate::lora_linear::reference::lora_linear;

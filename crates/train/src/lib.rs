@@ -10,6 +10,7 @@
 mod ablation;
 pub mod artifacts;
 mod bench;
+mod bench_kernels;
 mod calibration;
 mod check;
 pub mod checkpoint;
@@ -43,6 +44,9 @@ mod usage;
 
 pub use ablation::{Sources, ablate};
 pub use bench::{BenchTask, StepBenchOptions, StepBenchReport, step_bench};
+pub use bench_kernels::{
+    BlockShape, KernelBenchOptions, KernelBenchReport, OperationTime, kernel_bench,
+};
 pub use check::{CheckReport, Trial, check};
 pub use comparison::{Comparison, compare};
 pub use data::{TASK_FILE, TaskFile, label_folder};

@@ -19,9 +19,15 @@ use crate::gpu::operation::{Operation, Value, apply, input};
 
 const SOURCE: &str = include_str!("flash.cu");
 const MOST_HEAD_DIM: usize = 128;
-/// Warps of a block, 16 rows each.
-const FORWARD_WARPS: u32 = 4;
-const BACKWARD_WARPS: u32 = 4;
+/// Warps of a block, 16 rows each, and tiles that the backward kernels hold at a time.
+fn tiles() -> [u32; 3] {
+    static TILES: std::sync::OnceLock<[u32; 3]> = std::sync::OnceLock::new();
+    *TILES.get_or_init(|| {
+        let text = std::env::var("CALOR_ATTENTION_TILES").unwrap_or("4,4,2".to_string());
+        let numbers: Vec<u32> = text.split(',').map(|n| n.parse().unwrap()).collect();
+        numbers.try_into().unwrap()
+    })
+}
 /// Rows of the other side that a block holds at a time; `COLUMNS` of the source.
 const COLUMNS: u32 = 64;
 const WARP: u32 = 32;
@@ -166,9 +172,9 @@ impl TiledAttention for CubeBackend {
             run.bounds(&mut arguments, at[3])?;
             run.launch(
                 "attention_forward",
-                FORWARD_WARPS,
+                tiles()[0],
                 run.heads,
-                FORWARD_WARPS * 16 + 4 * COLUMNS,
+                tiles()[0] * 16 + 4 * COLUMNS,
                 &mut arguments,
             )
         });
@@ -204,17 +210,18 @@ impl TiledAttention for CubeBackend {
             arguments.key_gradient_strides = Strides::of(dk);
             run.bounds(&mut arguments, at[3])?;
             run.deltas(&mut arguments)?;
-            let rows = 2 * (BACKWARD_WARPS * 16) + 2 * COLUMNS;
+            let [_, warps, stages] = tiles();
+            let rows = 2 * (warps * 16) + stages * 2 * COLUMNS;
             run.launch(
                 "attention_query_gradient",
-                BACKWARD_WARPS,
+                warps,
                 run.heads,
                 rows,
                 &mut arguments,
             )?;
             run.launch(
                 "attention_key_value_gradient",
-                BACKWARD_WARPS,
+                warps,
                 run.kv_heads,
                 rows,
                 &mut arguments,
@@ -278,12 +285,14 @@ fn module(
     head_dim: usize,
     options: &AttentionOptions,
 ) -> Result<Arc<Module>, String> {
+    let [forward_warps, backward_warps, backward_stages] = tiles();
     let macros = [
         ("HEAD_DIM", padded(head_dim as u32)),
         ("HALF", u32::from(dtype == DType::F16)),
         ("CAPPED", u32::from(options.soft_cap.is_some())),
-        ("FORWARD_WARPS", FORWARD_WARPS),
-        ("BACKWARD_WARPS", BACKWARD_WARPS),
+        ("FORWARD_WARPS", forward_warps),
+        ("BACKWARD_WARPS", backward_warps),
+        ("BACKWARD_STAGES", backward_stages),
     ];
     session.module(SOURCE, &macros.map(|(name, value)| format!("{name}={value}")))
 }

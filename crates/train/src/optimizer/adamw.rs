@@ -11,6 +11,7 @@
 //! ```
 
 use burn::tensor::{Device, Tensor};
+use calor_kernels::{AdamWUpdate, reference};
 
 use super::saved::host;
 use super::{SavedPart, SavedState, TensorState, Update, bytes_of};
@@ -44,10 +45,9 @@ impl AdamWOptions {
         second: Tensor<1>,
         gradient: Tensor<1>,
     ) -> (Tensor<1>, Tensor<1>) {
-        (
-            first.mul_scalar(self.beta_1) + gradient.clone().mul_scalar(1.0 - self.beta_1),
-            second.mul_scalar(self.beta_2) + gradient.square().mul_scalar(1.0 - self.beta_2),
-        )
+        let [first, second] =
+            reference::moments(first, second, gradient, self.beta_1, self.beta_2);
+        (first, second)
     }
 
     /// The values after update `step`, counted from 1, with moments that hold its gradient.
@@ -59,14 +59,18 @@ impl AdamWOptions {
         step: u64,
     ) -> Tensor<1> {
         let (values, rate, weight_decay) = update;
-        let correction_1 = 1.0 - self.beta_1.powf(step as f64);
-        let correction_2 = 1.0 - self.beta_2.powf(step as f64);
-        let denominator = second
-            .sqrt()
-            .div_scalar(correction_2.sqrt())
-            .add_scalar(self.epsilon);
-        let change = (first / denominator).mul_scalar(rate / correction_1);
-        values.mul_scalar(1.0 - rate * weight_decay) - change
+        reference::moved(values, first, second, &self.at(rate, weight_decay, step))
+    }
+
+    fn at(&self, learning_rate: f64, weight_decay: f64, step: u64) -> AdamWUpdate {
+        AdamWUpdate {
+            beta_1: self.beta_1,
+            beta_2: self.beta_2,
+            epsilon: self.epsilon,
+            learning_rate,
+            weight_decay,
+            step,
+        }
     }
 }
 
@@ -104,19 +108,18 @@ impl Moments {
 
 impl TensorState for Moments {
     fn update(&mut self, update: Update<'_>) -> Tensor<1> {
-        let (first, second) =
-            self.options
-                .moments(self.first.clone(), self.second.clone(), update.gradient);
         self.step += 1;
-        self.first = first.clone();
-        self.second = second.clone();
         let rule = update.rule;
-        self.options.moved(
-            (update.values, rule.learning_rate, rule.weight_decay),
-            first,
-            second,
-            self.step,
-        )
+        let [values, first, second] = calor_kernels::adamw(
+            update.values,
+            update.gradient,
+            self.first.clone(),
+            self.second.clone(),
+            &self.options.at(rule.learning_rate, rule.weight_decay, self.step),
+        );
+        self.first = first;
+        self.second = second;
+        values
     }
 
     fn save(&self) -> SavedState {

@@ -65,11 +65,10 @@ impl AccumulatedGradients {
     /// Scales all gradients so that their norm is at most `max_norm`, given the norm they
     /// have: `torch.nn.utils.clip_grad_norm_`, with its factor `max_norm / (norm + 1e-6)`.
     pub fn clip(&mut self, norm: f64, max_norm: f64) {
-        let factor = max_norm as f32 / (norm as f32 + 1e-6);
-        if factor < 1.0 {
-            for gradient in self.by_name.values_mut() {
-                *gradient = gradient.clone().mul_scalar(factor);
-            }
+        // By 1 as well: on a GPU another list of operations would be another kernel to compile.
+        let factor = (max_norm as f32 / (norm as f32 + 1e-6)).min(1.0);
+        for gradient in self.by_name.values_mut() {
+            *gradient = gradient.clone().mul_scalar(factor);
         }
     }
 
