@@ -129,7 +129,9 @@ fn run_kernels(arguments: &Kernels) -> Result<Exit, Failure> {
     ]);
     let milliseconds = |elapsed_s: f64| format!("{} ms", number(1e3 * elapsed_s));
     for operation in &report.operations {
-        let reference = operation.reference_both_s.map_or_else(String::new, milliseconds);
+        let reference = operation
+            .reference_both_s
+            .map_or_else(String::new, milliseconds);
         table.row([
             operation.name.as_str(),
             &milliseconds(operation.forward_s),

@@ -1,11 +1,12 @@
 //! Fused operations for training with frozen weights, one folder an operation.
 //!
 //! Every folder holds the public function (what is computed, its shapes), a `reference` in plain
-//! tensor operations, and kernels where a backend has them: today `cpu`, hand-written for the Flex
-//! backend, and of the matrix product `cube`, for CUDA and wgpu. The public function picks the kernel
-//! when the tensors live on a device that has one and falls back to the reference otherwise; both are
-//! differentiable in every tracked input, and each kernel is tested against its reference, forward and
-//! gradient.
+//! tensor operations, and kernels where a backend has them: `cpu`, hand-written for the Flex backend,
+//! and `cube`, for CUDA and wgpu through CubeCL, with a backward pass that keeps only what it needs. On
+//! CUDA products go through cuBLASLt and attention through a kernel in CUDA C++ (`cuda`). The public
+//! function picks the kernel when the tensors live on a device that has one and falls back to the
+//! reference otherwise; all are differentiable in every tracked input, and each kernel is tested
+//! against its reference or against the CPU, forward and gradient.
 //!
 //! Shapes use one vocabulary: `batch, seq, hidden, heads, head_dim, rank, vocab`.
 
@@ -28,12 +29,12 @@ mod quantized;
 mod recompute;
 mod rotary;
 
-pub use adamw::{AdamWUpdate, adamw};
 pub use activation::{geglu, geglu_tanh, gelu, gelu_tanh, swiglu};
+pub use adamw::{AdamWUpdate, adamw};
 pub use attention::{AttentionOptions, attention};
+pub use cross_entropy::{IGNORED_TARGET, fuses_cross_entropy, linear_cross_entropy};
 #[cfg(feature = "cuda")]
 pub use cuda::product_library;
-pub use cross_entropy::{IGNORED_TARGET, fuses_cross_entropy, linear_cross_entropy};
 pub use lora_linear::{Lora, dropout, dropout_keeps, lora_linear};
 pub use matmul::matmul;
 pub use normalization::{layer_norm, rms_norm};

@@ -7,8 +7,7 @@ use burn::tensor::{Int, Tensor};
 use calor_meter::{Counts, EnergyOptions, Meter, MeterReport, Purpose, Quantity};
 use calor_model::{
     Checkpoint, FrozenWeights, HeadOptions, LoraOptions, MemoryModel, Mode, Model, ModelInput,
-    ModelOptions, PassShape, Pooling, Problem, Quantization, Recompute, SampleSpan,
-    loss,
+    ModelOptions, PassShape, Pooling, Problem, Quantization, Recompute, SampleSpan, loss,
 };
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype as FileDtype;

@@ -138,15 +138,17 @@ impl Bench<'_> {
         let on_host = !self.options.device.is_asynchronous();
         let size = if on_host { 1024 } else { 8192 };
         let (a, b) = (self.of([size, size]), self.of([size, size]));
-        let elapsed_s = self.median_s(|| {
-            drop(calor_kernels::matmul(a.clone(), b.clone()));
-        })?;
+        let elapsed_s = self.median_s(|| calor_kernels::matmul(a.clone(), b.clone()))?;
         self.peak_flops = 2.0 * (size as f64).powi(3) / elapsed_s;
-        let rows = if on_host { 1 << 12 } else { 1 << 16 };
-        let large = self.of([rows, 1 << 12]);
-        let elapsed_s = self.median_s(|| drop(large.clone() * 2.0))?;
-        let bytes = 2 * rows * (1 << 12) * self.dtype.size();
-        self.peak_bytes_per_s = bytes as f64 / elapsed_s;
+        self.peak_bytes_per_s = match on_host {
+            true => host_copy_rate(),
+            false => {
+                let [rows, columns] = [1 << 16, 1 << 12];
+                let large = self.of([rows, columns]);
+                let elapsed_s = self.median_s(|| large.clone() * 2.0)?;
+                (2 * rows * columns * self.dtype.size()) as f64 / elapsed_s
+            }
+        };
         Ok(())
     }
 
@@ -326,7 +328,11 @@ impl Bench<'_> {
         }
         let BlockShape { hidden, rank, .. } = self.options.shape;
         let tensors: Vec<Tensor<1>> = (0..14)
-            .map(|_| self.wide([1, rank * hidden]).inner().reshape([rank * hidden]))
+            .map(|_| {
+                self.wide([1, rank * hidden])
+                    .inner()
+                    .reshape([rank * hidden])
+            })
             .collect();
         let update = AdamWUpdate {
             beta_1: 0.9,
@@ -340,19 +346,18 @@ impl Bench<'_> {
             let moment = tensor.clone().abs();
             (tensor.clone(), tensor.clone(), tensor.clone(), moment)
         };
-        let both_s = self.median_s(|| {
-            for tensor in &tensors {
+        type Update =
+            fn(Tensor<1>, Tensor<1>, Tensor<1>, Tensor<1>, &AdamWUpdate) -> [Tensor<1>; 3];
+        let all = |run: Update| {
+            let one = |tensor: &Tensor<1>| {
                 let (values, gradient, first, second) = of(tensor);
-                drop(calor_kernels::adamw(values, gradient, first, second, &update));
-            }
-        })?;
+                run(values, gradient, first, second, &update)
+            };
+            tensors.iter().map(one).collect::<Vec<_>>()
+        };
+        let both_s = self.median_s(|| all(calor_kernels::adamw))?;
         let reference_both_s = match self.options.with_reference {
-            true => Some(self.median_s(|| {
-                for tensor in &tensors {
-                    let (values, gradient, first, second) = of(tensor);
-                    drop(reference::adamw(values, gradient, first, second, &update));
-                }
-            })?),
+            true => Some(self.median_s(|| all(reference::adamw))?),
             false => None,
         };
         self.operations.push(OperationTime {
@@ -372,10 +377,10 @@ impl Bench<'_> {
         kernel: impl Fn() -> Tensor<D>,
         plain: impl Fn() -> Tensor<D>,
     ) -> Result<(), TrainError> {
-        let forward_s = self.median_s(|| drop(kernel()))?;
-        let both_s = self.median_s(|| drop(kernel().sum().backward()))?;
+        let forward_s = self.median_s(&kernel)?;
+        let both_s = self.median_s(|| kernel().sum().backward())?;
         let reference_both_s = match self.options.with_reference {
-            true => Some(self.median_s(|| drop(plain().sum().backward()))?),
+            true => Some(self.median_s(|| plain().sum().backward())?),
             false => None,
         };
         let (flops_s, bytes_s) = (
@@ -393,11 +398,13 @@ impl Bench<'_> {
     }
 
     /// The median of runs of some seconds, the device's work done at the end of each.
-    fn median_s(&self, run: impl Fn()) -> Result<f64, TrainError> {
+    fn median_s<T>(&self, run: impl Fn() -> T) -> Result<f64, TrainError> {
         let once = || {
             let started = Instant::now();
-            run();
+            // Kept until the device is done: what nobody holds is not computed.
+            let result = run();
             synchronise(self.device, "benchmarking")?;
+            drop(result);
             Ok::<f64, TrainError>(started.elapsed().as_secs_f64())
         };
         // The first ones compile, and set up memory.
@@ -444,4 +451,24 @@ impl Bench<'_> {
         let drawn = Tensor::<D>::random(shape, Distribution::Normal(0.0, 0.5), self.device);
         drawn.cast(DType::F32).autodiff()
     }
+}
+
+/// Bytes a second, read and written, of all threads copying.
+fn host_copy_rate() -> f64 {
+    const BYTES: usize = 64 << 20;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let source = vec![1u8; BYTES];
+    let mut target = vec![0u8; BYTES];
+    let share = BYTES.div_ceil(threads);
+    let mut shortest_s = f64::INFINITY;
+    for _ in 0..5 {
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            for (from, to) in source.chunks(share).zip(target.chunks_mut(share)) {
+                scope.spawn(|| to.copy_from_slice(from));
+            }
+        });
+        shortest_s = shortest_s.min(started.elapsed().as_secs_f64());
+    }
+    2.0 * BYTES as f64 / shortest_s
 }

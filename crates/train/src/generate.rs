@@ -124,7 +124,11 @@ impl Sampling {
             let seen: BTreeSet<u32> = text.iter().copied().collect();
             for token in seen {
                 let logit = &mut logits[token as usize];
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                *logit = if *logit > 0.0 {
+                    *logit / penalty
+                } else {
+                    *logit * penalty
+                };
             }
         }
         if let Some(before) = self.no_repeat_ngram.checked_sub(1) {

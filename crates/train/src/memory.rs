@@ -6,8 +6,7 @@ use std::path::Path;
 
 use calor_meter::{Quantity, host_memory_limit, resident_host_memory};
 use calor_model::{
-    Checkpoint, MemoryModel, ModelOptions, PassShape, Quantization, Recompute,
-    RecomputedBlocks,
+    Checkpoint, MemoryModel, ModelOptions, PassShape, Quantization, Recompute, RecomputedBlocks,
 };
 use serde::Serialize;
 

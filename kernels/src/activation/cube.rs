@@ -78,7 +78,12 @@ impl<const D: usize> Operation<2> for Gated<D> {
         (value(output.cast(dtype)), vec![gate, up])
     }
 
-    fn backward(&self, saved: Vec<Value>, gradient: Value, wanted: [bool; 2]) -> [Option<Value>; 2] {
+    fn backward(
+        &self,
+        saved: Vec<Value>,
+        gradient: Value,
+        wanted: [bool; 2],
+    ) -> [Option<Value>; 2] {
         let [gate, up]: [Value; 2] = saved.try_into().expect("both inputs");
         let dtype = tensor::<D>(gradient.clone()).dtype();
         let (gate, up, gradient) = (wide::<D>(&gate), wide::<D>(&up), wide::<D>(&gradient));

@@ -132,10 +132,7 @@ fn adamw_kernel<T: Float, N: Size>(
     let v = second.read(ABSOLUTE_POS) * beta_2 + g * g * rest_2;
     let denominator = v.sqrt() / correction + epsilon;
     let change = m / denominator * rate;
-    new_values.write(
-        ABSOLUTE_POS,
-        values.read(ABSOLUTE_POS) * decay - change,
-    );
+    new_values.write(ABSOLUTE_POS, values.read(ABSOLUTE_POS) * decay - change);
     new_first.write(ABSOLUTE_POS, m);
     new_second.write(ABSOLUTE_POS, v);
 }

@@ -19,15 +19,9 @@ use crate::gpu::operation::{Operation, Value, apply, input};
 
 const SOURCE: &str = include_str!("flash.cu");
 const MOST_HEAD_DIM: usize = 128;
-/// Warps of a block, 16 rows each, and tiles that the backward kernels hold at a time.
-fn tiles() -> [u32; 3] {
-    static TILES: std::sync::OnceLock<[u32; 3]> = std::sync::OnceLock::new();
-    *TILES.get_or_init(|| {
-        let text = std::env::var("CALOR_ATTENTION_TILES").unwrap_or("4,4,2".to_string());
-        let numbers: Vec<u32> = text.split(',').map(|n| n.parse().unwrap()).collect();
-        numbers.try_into().unwrap()
-    })
-}
+/// Warps of a block, 16 rows each.
+const FORWARD_WARPS: u32 = 4;
+const BACKWARD_WARPS: u32 = 4;
 /// Rows of the other side that a block holds at a time; `COLUMNS` of the source.
 const COLUMNS: u32 = 64;
 const WARP: u32 = 32;
@@ -39,7 +33,8 @@ pub(super) fn serves(query: &Tensor<4>, key: &Tensor<4>, options: &AttentionOpti
     let same = key.dims()[1] == seq && key.dtype() == query.dtype();
     let half = matches!(query.dtype(), DType::BF16 | DType::F16);
     let scratch = Scratch::new(batch, seq, heads).bytes;
-    if !same || !half || head_dim % 8 != 0 || head_dim > MOST_HEAD_DIM || scratch > WORKSPACE_BYTES {
+    if !same || !half || head_dim % 8 != 0 || head_dim > MOST_HEAD_DIM || scratch > WORKSPACE_BYTES
+    {
         return false;
     }
     let device = query.device().without_autodiff();
@@ -166,15 +161,16 @@ impl TiledAttention for CubeBackend {
         let sums = like(&query, sums_shape(query.meta.shape()), DType::F32);
         let tensors = [&query, &key, &value, &segments, &output, &sums];
         submit(&tensors, &options, |run, at| {
-            let mut arguments = run.arguments([&query, &key, &value, &output], [at[0], at[1], at[2]]);
+            let mut arguments =
+                run.arguments([&query, &key, &value, &output], [at[0], at[1], at[2]]);
             arguments.output = at[4];
             arguments.sums = at[5];
             run.bounds(&mut arguments, at[3])?;
             run.launch(
                 "attention_forward",
-                tiles()[0],
+                FORWARD_WARPS,
                 run.heads,
-                tiles()[0] * 16 + 4 * COLUMNS,
+                FORWARD_WARPS * 16 + 4 * COLUMNS,
                 &mut arguments,
             )
         });
@@ -201,7 +197,8 @@ impl TiledAttention for CubeBackend {
             &query, &key, &value, &segments, &output, &sums, &gradient, dq, dk, dv,
         ];
         submit(&tensors, &options, |run, at| {
-            let mut arguments = run.arguments([&query, &key, &value, &output], [at[0], at[1], at[2]]);
+            let mut arguments =
+                run.arguments([&query, &key, &value, &output], [at[0], at[1], at[2]]);
             arguments.output = at[4];
             arguments.sums = at[5];
             arguments.output_gradient = at[6];
@@ -210,18 +207,17 @@ impl TiledAttention for CubeBackend {
             arguments.key_gradient_strides = Strides::of(dk);
             run.bounds(&mut arguments, at[3])?;
             run.deltas(&mut arguments)?;
-            let [_, warps, stages] = tiles();
-            let rows = 2 * (warps * 16) + stages * 2 * COLUMNS;
+            let rows = 2 * (BACKWARD_WARPS * 16) + 2 * COLUMNS;
             run.launch(
                 "attention_query_gradient",
-                warps,
+                BACKWARD_WARPS,
                 run.heads,
                 rows,
                 &mut arguments,
             )?;
             run.launch(
                 "attention_key_value_gradient",
-                warps,
+                BACKWARD_WARPS,
                 run.kv_heads,
                 rows,
                 &mut arguments,
@@ -285,16 +281,17 @@ fn module(
     head_dim: usize,
     options: &AttentionOptions,
 ) -> Result<Arc<Module>, String> {
-    let [forward_warps, backward_warps, backward_stages] = tiles();
     let macros = [
         ("HEAD_DIM", padded(head_dim as u32)),
         ("HALF", u32::from(dtype == DType::F16)),
         ("CAPPED", u32::from(options.soft_cap.is_some())),
-        ("FORWARD_WARPS", forward_warps),
-        ("BACKWARD_WARPS", backward_warps),
-        ("BACKWARD_STAGES", backward_stages),
+        ("FORWARD_WARPS", FORWARD_WARPS),
+        ("BACKWARD_WARPS", BACKWARD_WARPS),
     ];
-    session.module(SOURCE, &macros.map(|(name, value)| format!("{name}={value}")))
+    session.module(
+        SOURCE,
+        &macros.map(|(name, value)| format!("{name}={value}")),
+    )
 }
 
 fn padded(head_dim: u32) -> u32 {
@@ -406,7 +403,10 @@ impl Run<'_> {
         let mut stride = i64::from(self.seq);
         let mut causal = i32::from(self.options.causal);
         // A window over the whole row is none.
-        let window = self.options.window.filter(|&window| window < self.seq as usize);
+        let window = self
+            .options
+            .window
+            .filter(|&window| window < self.seq as usize);
         let mut window = window.unwrap_or(0) as i32;
         let launch = Launch {
             blocks: [self.batch, 1, 1],
@@ -421,7 +421,10 @@ impl Run<'_> {
             pointer(&mut window),
         ];
         // SAFETY: the kernel's parameters in their order; the tensors live as long as the run.
-        unsafe { self.module.launch(self.queue, "attention_bounds", launch, &mut list) }
+        unsafe {
+            self.module
+                .launch(self.queue, "attention_bounds", launch, &mut list)
+        }
     }
 
     fn deltas(&self, arguments: &mut Arguments) -> Result<(), crate::cuda::Refused> {
@@ -433,7 +436,12 @@ impl Run<'_> {
         };
         // SAFETY: as above.
         unsafe {
-            self.module.launch(self.queue, "attention_deltas", launch, &mut [pointer(arguments)])
+            self.module.launch(
+                self.queue,
+                "attention_deltas",
+                launch,
+                &mut [pointer(arguments)],
+            )
         }
     }
 
@@ -452,7 +460,10 @@ impl Run<'_> {
             shared_bytes: shared_rows * (padded(self.head_dim) + 8) * 2,
         };
         // SAFETY: as above.
-        unsafe { self.module.launch(self.queue, name, launch, &mut [pointer(arguments)]) }
+        unsafe {
+            self.module
+                .launch(self.queue, name, launch, &mut [pointer(arguments)])
+        }
     }
 }
 

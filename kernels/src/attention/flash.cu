@@ -2,8 +2,7 @@
 // never stored, the backward pass computes them again from the logarithm of each row's sum.
 //
 // Compiled at run time after `primitives.cu`, with HEAD_DIM (a multiple of 16; shorter heads are padded
-// with zeros), HALF (0: bf16, 1: f16), CAPPED (scores are
-// bounded), the warps of a block forward and backward, and BACKWARD_STAGES (2: copies run ahead). A query sees the keys from `key_first` up to `key_end`, which
+// with zeros), HALF (0: bf16, 1: f16) and CAPPED (scores are bounded). A query sees the keys from `key_first` up to `key_end`, which
 // is all there is to causality, windows and packed segments; padding sees nothing.
 //
 // dK and dV are summed by one block each, dQ by a kernel of its own: no atomic additions, so the same
@@ -270,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_WARPS *WARP) attention_que
     element *queries = (element *)memory;
     element *gradients = queries + BACKWARD_ROWS * ROW_LENGTH;
     element *keys = gradients + BACKWARD_ROWS * ROW_LENGTH;
-    element *values = keys + BACKWARD_STAGES * COLUMNS * ROW_LENGTH;
+    element *values = keys + COLUMNS * ROW_LENGTH;
     __shared__ int range[2];
 
     int first = (gridDim.x - 1 - blockIdx.x) * BACKWARD_ROWS, head = blockIdx.y, batch = blockIdx.z;
@@ -303,30 +302,19 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_WARPS *WARP) attention_que
     for (int chunk = 0; chunk < CHUNKS; chunk++)
 #pragma unroll
         for (int i = 0; i < 4; i++) sum[chunk][i] = 0.0f;
-    auto fetch = [&](int start, int stage) {
-        copy_rows<COLUMNS, THREADS>(keys + stage * COLUMNS * ROW_LENGTH, key, ks.seq, start, seq, head_dim);
-        copy_rows<COLUMNS, THREADS>(values + stage * COLUMNS * ROW_LENGTH, value, vs.seq, start, seq, head_dim);
-        close_copies();
-    };
     if (begin < end) {
         copy_rows<BACKWARD_ROWS, THREADS>(queries, query, qs.seq, first, seq, head_dim);
         copy_rows<BACKWARD_ROWS, THREADS>(gradients, gradient, os.seq, first, seq, head_dim);
-        fetch(begin, 0);
     }
-    for (int start = begin, stage = 0; start < end; start += COLUMNS, stage = (stage + 1) % BACKWARD_STAGES) {
-        bool more = start + COLUMNS < end;
-        if (BACKWARD_STAGES > 1 && more) {
-            fetch(start + COLUMNS, stage ^ 1);
-            wait_for_copies<1>();
-        } else {
-            wait_for_copies<0>();
-        }
+    for (int start = begin; start < end; start += COLUMNS) {
+        copy_rows<COLUMNS, THREADS>(keys, key, ks.seq, start, seq, head_dim);
+        copy_rows<COLUMNS, THREADS>(values, value, vs.seq, start, seq, head_dim);
+        close_copies();
+        wait_for_copies<0>();
         __syncthreads();
-        const element *keys_now = keys + stage * COLUMNS * ROW_LENGTH;
-        const element *values_now = values + stage * COLUMNS * ROW_LENGTH;
         float scores[TILES][4], changes[TILES][4];
-        product_of_rows(scores, queries + warp * 16 * ROW_LENGTH, keys_now);
-        product_of_rows(changes, gradients + warp * 16 * ROW_LENGTH, values_now);
+        product_of_rows(scores, queries + warp * 16 * ROW_LENGTH, keys);
+        product_of_rows(changes, gradients + warp * 16 * ROW_LENGTH, values);
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
@@ -338,9 +326,8 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_WARPS *WARP) attention_que
                 float weight = seen ? power_of_two(score - sums[i >> 1]) : 0.0f;
                 changes[tile][i] = weight * (changes[tile][i] - deltas[i >> 1]) * slope;
             }
-        add_product(sum, changes, keys_now);
+        add_product(sum, changes, keys);
         __syncthreads();
-        if (BACKWARD_STAGES == 1 && more) fetch(start + COLUMNS, 0);
     }
     const Strides &gs = arguments.query_gradient_strides;
     write_rows(arguments.query_gradient + batch * gs.batch + head * gs.head, gs.seq, first + warp * 16, seq, head_dim,
@@ -353,9 +340,9 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_WARPS *WARP) attention_key
     element *keys = (element *)memory;
     element *values = keys + BACKWARD_ROWS * ROW_LENGTH;
     element *queries = values + BACKWARD_ROWS * ROW_LENGTH;
-    element *gradients = queries + BACKWARD_STAGES * COLUMNS * ROW_LENGTH;
+    element *gradients = queries + COLUMNS * ROW_LENGTH;
     __shared__ int range[2];
-    __shared__ float sums[BACKWARD_STAGES][COLUMNS], deltas[BACKWARD_STAGES][COLUMNS];
+    __shared__ float sums[COLUMNS], deltas[COLUMNS];
 
     int first = blockIdx.x * BACKWARD_ROWS, kv_head = blockIdx.y, batch = blockIdx.z;
     int seq = arguments.seq, head_dim = arguments.head_dim, group = arguments.heads / arguments.kv_heads;
@@ -378,64 +365,50 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_WARPS *WARP) attention_key
     for (int chunk = 0; chunk < CHUNKS; chunk++)
 #pragma unroll
         for (int i = 0; i < 4; i++) key_sum[chunk][i] = value_sum[chunk][i] = 0.0f;
-    // Every head that reads these keys, and of each the tiles of queries that see them.
-    int tiles = begin < end ? (end - begin + COLUMNS - 1) / COLUMNS : 0, steps = tiles * group;
-    auto fetch = [&](int step, int stage) {
-        int head = kv_head * group + step / tiles, start = begin + step % tiles * COLUMNS;
-        const element *query = arguments.query + batch * qs.batch + head * qs.head;
-        const element *gradient = arguments.output_gradient + batch * os.batch + head * os.head;
-        copy_rows<COLUMNS, THREADS>(queries + stage * COLUMNS * ROW_LENGTH, query, qs.seq, start, seq, head_dim);
-        copy_rows<COLUMNS, THREADS>(gradients + stage * COLUMNS * ROW_LENGTH, gradient, os.seq, start, seq, head_dim);
-        close_copies();
-        long long statistics = ((long long)batch * arguments.heads + head) * seq + start;
-        for (int index = threadIdx.x; index < COLUMNS; index += THREADS) {
-            bool there = start + index < seq;
-            sums[stage][index] = there ? arguments.sums[statistics + index] : 0.0f;
-            deltas[stage][index] = there ? arguments.deltas[statistics + index] : 0.0f;
-        }
-    };
-    if (steps > 0) {
+    if (begin < end) {
         const element *key = arguments.key + batch * ks.batch + kv_head * ks.head;
         const element *value = arguments.value + batch * vs.batch + kv_head * vs.head;
         copy_rows<BACKWARD_ROWS, THREADS>(keys, key, ks.seq, first, seq, head_dim);
         copy_rows<BACKWARD_ROWS, THREADS>(values, value, vs.seq, first, seq, head_dim);
-        fetch(0, 0);
     }
-    for (int step = 0, stage = 0; step < steps; step++, stage = (stage + 1) % BACKWARD_STAGES) {
-        bool more = step + 1 < steps;
-        if (BACKWARD_STAGES > 1 && more) {
-            fetch(step + 1, stage ^ 1);
-            wait_for_copies<1>();
-        } else {
+    for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
+        const element *query = arguments.query + batch * qs.batch + head * qs.head;
+        const element *gradient = arguments.output_gradient + batch * os.batch + head * os.head;
+        long long statistics = ((long long)batch * arguments.heads + head) * seq;
+        for (int start = begin; start < end; start += COLUMNS) {
+            copy_rows<COLUMNS, THREADS>(queries, query, qs.seq, start, seq, head_dim);
+            copy_rows<COLUMNS, THREADS>(gradients, gradient, os.seq, start, seq, head_dim);
+            close_copies();
+            for (int index = threadIdx.x; index < COLUMNS; index += THREADS) {
+                bool there = start + index < seq;
+                sums[index] = there ? arguments.sums[statistics + start + index] : 0.0f;
+                deltas[index] = there ? arguments.deltas[statistics + start + index] : 0.0f;
+            }
             wait_for_copies<0>();
+            __syncthreads();
+            float weights[TILES][4], changes[TILES][4], slopes[TILES][4];
+            product_of_rows(weights, keys + warp * 16 * ROW_LENGTH, queries);
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float score = score_of(weights[tile][i], arguments.scale, arguments.cap, slopes[tile][i]);
+                    int column = tile * 8 + (lane & 3) * 2 + (i & 1), at = start + column;
+                    bool seen = at >= query_first[i >> 1] && at < query_end[i >> 1];
+                    weights[tile][i] = seen ? power_of_two(score - sums[column]) : 0.0f;
+                }
+            add_product(value_sum, weights, gradients);
+            product_of_rows(changes, values + warp * 16 * ROW_LENGTH, gradients);
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    int column = tile * 8 + (lane & 3) * 2 + (i & 1);
+                    changes[tile][i] = weights[tile][i] * (changes[tile][i] - deltas[column]) * slopes[tile][i];
+                }
+            add_product(key_sum, changes, queries);
+            __syncthreads();
         }
-        __syncthreads();
-        int start = begin + step % tiles * COLUMNS;
-        const element *queries_now = queries + stage * COLUMNS * ROW_LENGTH;
-        const element *gradients_now = gradients + stage * COLUMNS * ROW_LENGTH;
-        float weights[TILES][4], changes[TILES][4], slopes[TILES][4];
-        product_of_rows(weights, keys + warp * 16 * ROW_LENGTH, queries_now);
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float score = score_of(weights[tile][i], arguments.scale, arguments.cap, slopes[tile][i]);
-                int column = tile * 8 + (lane & 3) * 2 + (i & 1), at = start + column;
-                bool seen = at >= query_first[i >> 1] && at < query_end[i >> 1];
-                weights[tile][i] = seen ? power_of_two(score - sums[stage][column]) : 0.0f;
-            }
-        add_product(value_sum, weights, gradients_now);
-        product_of_rows(changes, values + warp * 16 * ROW_LENGTH, gradients_now);
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int column = tile * 8 + (lane & 3) * 2 + (i & 1);
-                changes[tile][i] = weights[tile][i] * (changes[tile][i] - deltas[stage][column]) * slopes[tile][i];
-            }
-        add_product(key_sum, changes, queries_now);
-        __syncthreads();
-        if (BACKWARD_STAGES == 1 && more) fetch(step + 1, 0);
     }
     const Strides &gs = arguments.key_gradient_strides;
     long long to = batch * gs.batch + kv_head * gs.head;

@@ -1,13 +1,14 @@
 //! Output projection and cross-entropy on a GPU, chunk of tokens by chunk of tokens: the gradient by
 //! the hidden states is computed with the loss, so the logits of a chunk live no longer than it.
 
-use burn::tensor::{DType, Int, Tensor};
+use burn::backend::Cube;
+use burn::tensor::{DType, Int, IntDType, Tensor};
 
-use super::IGNORED_TARGET;
+use super::rows::CrossEntropyRows;
 use crate::gpu::operation::{Operation, Value, apply, input, tensor, value};
 use crate::matmul::cube::{product, wide_product};
 
-/// Logits of a chunk, in f32: several tensors of this size are alive at once.
+/// Logits of a chunk, in f32; their derivative is alive beside them.
 const CHUNK_BYTES: usize = 256 << 20;
 
 pub(super) fn linear_cross_entropy(
@@ -16,6 +17,7 @@ pub(super) fn linear_cross_entropy(
     targets: Tensor<1, Int>,
     soft_cap: Option<f32>,
 ) -> Tensor<1> {
+    let targets = targets.cast(IntDType::I32);
     let targets = match targets.device().is_autodiff() {
         true => targets.inner(),
         false => targets,
@@ -67,7 +69,12 @@ impl Operation<2> for Loss {
         (value(loss), saved)
     }
 
-    fn backward(&self, saved: Vec<Value>, gradient: Value, wanted: [bool; 2]) -> [Option<Value>; 2] {
+    fn backward(
+        &self,
+        saved: Vec<Value>,
+        gradient: Value,
+        wanted: [bool; 2],
+    ) -> [Option<Value>; 2] {
         let mut saved = saved.into_iter();
         let factor = tensor::<1>(gradient).reshape([1, 1]);
         wanted.map(|wanted| {
@@ -89,39 +96,13 @@ impl Loss {
         weight: Tensor<2>,
         targets: Tensor<1, Int>,
     ) -> (Tensor<1>, Tensor<2>) {
-        let [tokens, _] = hidden.dims();
-        let [vocab, _] = weight.dims();
         let dtype = hidden.dtype();
-        let ignored = targets.clone().equal_elem(IGNORED_TARGET).reshape([tokens, 1]);
-        let targets = targets.reshape([tokens, 1]);
-
         let logits = wide_product(hidden, weight.transpose(), 1.0);
-        let (logits, slope) = match self.soft_cap {
-            Some(cap) => {
-                let bounded = (logits / cap).tanh();
-                (bounded.clone() * cap, Some(bounded.square().neg() + 1.0))
-            }
-            None => (logits, None),
-        };
-        let largest = logits.clone().max_dim(1);
-        let powers = (logits.clone() - largest.clone()).exp();
-        let sums = powers.clone().sum_dim(1);
-        let index = targets.clone().mask_fill(ignored.clone(), 0);
-        let picked = logits.gather(1, index);
-        let losses = sums.clone().log() + largest - picked;
-        let loss = losses.mask_fill(ignored.clone(), 0.0).sum();
-
-        let columns = Tensor::<1, Int>::arange(0..vocab as i64, &targets.device());
-        let hit = columns
-            .reshape([1, vocab])
-            .repeat_dim(0, tokens)
-            .equal(targets.repeat_dim(1, vocab));
-        let kept = ignored.bool_not().float().cast(DType::F32);
-        let gradient = (powers / sums - hit.float().cast(DType::F32)) * kept;
-        let gradient = match slope {
-            Some(slope) => gradient * slope,
-            None => gradient,
-        };
-        (loss, gradient.cast(dtype))
+        let targets = targets
+            .try_into_primitive::<Cube>()
+            .expect("an integer tensor of this device outside autodiff");
+        let cap = self.soft_cap.unwrap_or(0.0);
+        let (losses, gradient) = Cube::cross_entropy_rows(value(logits), targets, cap, dtype);
+        (tensor::<1>(losses).sum(), tensor(gradient))
     }
 }

@@ -11,8 +11,8 @@ mod session;
 
 pub(crate) use session::{Queue, Refused, Session, WORKSPACE_BYTES};
 
-use burn::tensor::Device;
 use burn::backend::DispatchDevice;
+use burn::tensor::Device;
 
 /// What computes large matrix products on a device: the library, or why it is not used.
 ///

@@ -59,7 +59,9 @@ impl Session {
     fn load(&self, source: &str, macros: &[String]) -> Result<Module, String> {
         let [major, minor] = self.capability;
         if major < 8 {
-            return Err(format!("GPUs of compute capability {major}.{minor} have no bf16 products"));
+            return Err(format!(
+                "GPUs of compute capability {major}.{minor} have no bf16 products"
+            ));
         }
         let source = format!("{PRIMITIVES}\n{source}");
         let mut options: Vec<String> = macros.iter().map(|name| format!("-D{name}")).collect();
@@ -162,7 +164,11 @@ fn compile(source: &str, options: &[String]) -> Result<Vec<u8>, String> {
             Ok(()) => binary(program).map_err(refused),
             Err(error) => {
                 let log = nvrtc::result::get_program_log(program).unwrap_or_default();
-                let log: Vec<u8> = log.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
+                let log: Vec<u8> = log
+                    .iter()
+                    .map(|&c| c as u8)
+                    .take_while(|&c| c != 0)
+                    .collect();
                 Err(format!("NVRTC: {error}: {}", String::from_utf8_lossy(&log)))
             }
         };

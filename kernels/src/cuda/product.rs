@@ -260,10 +260,12 @@ impl Calls {
         // Each dimension longer than 1, outermost first, with every operand's stride.
         let dimensions: Vec<(usize, Vec<usize>)> = (0..leading)
             .map(|dimension| {
-                let strides = layouts.iter().map(|(shape, strides, _)| match shape[dimension] {
-                    1 => 0,
-                    _ => strides[dimension],
-                });
+                let strides = layouts
+                    .iter()
+                    .map(|(shape, strides, _)| match shape[dimension] {
+                        1 => 0,
+                        _ => strides[dimension],
+                    });
                 (layouts[2].0[dimension], strides.collect())
             })
             .filter(|(length, _)| *length != 1)
@@ -338,8 +340,8 @@ pub(super) struct Products {
 
 impl Products {
     pub(super) fn new() -> Result<Products, String> {
-        let handle = result::create_handle()
-            .map_err(|error| format!("cuBLASLt does not start: {error}"))?;
+        let handle =
+            result::create_handle().map_err(|error| format!("cuBLASLt does not start: {error}"))?;
         Ok(Products {
             handle,
             plans: HashMap::new(),

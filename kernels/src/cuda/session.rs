@@ -96,9 +96,11 @@ impl Session {
         let wait_context = entry_point(b"cuCtxWaitEvent\0")?;
         // SAFETY: loads a library and reads nothing of it.
         if !unsafe { cublas::is_culib_present() } {
-            return Err("libcublasLt.so was not found: install CUDA's cuBLAS and name its folder in \
+            return Err(
+                "libcublasLt.so was not found: install CUDA's cuBLAS and name its folder in \
                         LD_LIBRARY_PATH"
-                .to_string());
+                    .to_string(),
+            );
         }
         let index = i32::try_from(index).expect("the number of a GPU is small");
         let said = |error: DriverError| format!("CUDA refused a stream: {error}");
@@ -140,7 +142,12 @@ impl Session {
     pub(super) fn name(self: &Arc<Session>) -> String {
         // SAFETY: takes nothing.
         let version = unsafe { cublas::cublasLtGetVersion() };
-        format!("cuBLASLt {}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+        format!(
+            "cuBLASLt {}.{}.{}",
+            version / 10_000,
+            version / 100 % 100,
+            version % 100
+        )
     }
 
     /// Submits an operation that reads and writes `tensors`, whose addresses `work` gets in their

@@ -1,6 +1,7 @@
 //! What the operations on CubeCL devices, CUDA's and wgpu's, have in common.
 
 pub(crate) mod operation;
+pub(crate) mod rows;
 
 use burn::backend::DispatchDevice;
 use burn::tensor::Tensor;

@@ -23,7 +23,8 @@ pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + Sync + 'stati
     fn forward(&self, inputs: [Value; N], tracked: [bool; N]) -> (Value, Vec<Value>);
 
     /// The gradient of every input that is `wanted`.
-    fn backward(&self, saved: Vec<Value>, gradient: Value, wanted: [bool; N]) -> [Option<Value>; N];
+    fn backward(&self, saved: Vec<Value>, gradient: Value, wanted: [bool; N])
+    -> [Option<Value>; N];
 }
 
 /// A float input on its way into an operation.
@@ -94,9 +95,7 @@ pub(crate) fn apply<Op: Operation<N>, const N: usize, const D: usize>(
             let (output, saved) = operation.forward(values, tracked);
             prepared.finish((operation, saved), output)
         }
-        OpsKind::UnTracked(prepared) => {
-            prepared.finish(operation.forward(values, [false; N]).0)
-        }
+        OpsKind::UnTracked(prepared) => prepared.finish(operation.forward(values, [false; N]).0),
     };
     Tensor::from_primitive::<Tracking>(output)
 }

@@ -9,8 +9,9 @@ use burn::tensor::{DType, Device, DeviceType, Int, Tensor, TensorData};
 
 use crate::cpu::testing::random;
 use crate::{
-    AttentionOptions, IGNORED_TARGET, Lora, attention, dropout, geglu, geglu_tanh, gelu, gelu_tanh,
-    layer_norm, linear_cross_entropy, lora_linear, matmul, rms_norm, rotary, swiglu,
+    AdamWUpdate, AttentionOptions, IGNORED_TARGET, Lora, adamw, attention, dropout, geglu,
+    geglu_tanh, gelu, gelu_tanh, layer_norm, linear_cross_entropy, lora_linear, matmul, rms_norm,
+    rotary, swiglu,
 };
 
 /// Where an operation runs.
@@ -27,12 +28,14 @@ type Found = Vec<(&'static str, TensorData)>;
 
 impl Side {
     fn leaf<const D: usize>(&self, shape: [usize; D], seed: u64) -> Tensor<D> {
-        self.of(random(shape, seed), self.rounded, self.dtype).require_grad()
+        self.of(random(shape, seed), self.rounded, self.dtype)
+            .require_grad()
     }
 
     /// In f32 whatever the activations are.
     fn wide<const D: usize>(&self, shape: [usize; D], seed: u64) -> Tensor<D> {
-        self.of(random(shape, seed), DType::F32, DType::F32).require_grad()
+        self.of(random(shape, seed), DType::F32, DType::F32)
+            .require_grad()
     }
 
     fn of<const D: usize>(&self, tensor: Tensor<D>, rounded: DType, dtype: DType) -> Tensor<D> {
@@ -94,7 +97,11 @@ const CASES: &[Case] = &[
     }),
     ("lora_linear, bias and dropout", |side| {
         let (x, weight) = (side.leaf([2, 33, 48], 1), side.leaf([40, 48], 2));
-        let (a, b, bias) = (side.wide([8, 48], 3), side.wide([40, 8], 4), side.leaf([40], 5));
+        let (a, b, bias) = (
+            side.wide([8, 48], 3),
+            side.wide([40, 8], 4),
+            side.leaf([40], 5),
+        );
         let lora = adapter(&a, &b, 0.4);
         let y = lora_linear(x.clone(), weight.clone(), Some(bias.clone()), Some(&lora));
         case!(side, y, x, weight, a, b, bias)
@@ -112,7 +119,11 @@ const CASES: &[Case] = &[
         case!(side, rms_norm(x.clone(), weight.clone(), 1e-5), x, weight)
     }),
     ("layer_norm", |side| {
-        let (x, weight, bias) = (side.leaf([2, 9, 70], 1), side.leaf([70], 2), side.leaf([70], 3));
+        let (x, weight, bias) = (
+            side.leaf([2, 9, 70], 1),
+            side.leaf([70], 2),
+            side.leaf([70], 3),
+        );
         let y = layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5);
         case!(side, y, x, weight, bias)
     }),
@@ -136,15 +147,39 @@ const CASES: &[Case] = &[
         };
         case!(side, rotary(x.clone(), table(2), table(3)), x)
     }),
+    ("adamw", |side| {
+        let of = |seed| side.wide([1, 210], seed).inner().reshape([210]);
+        let update = AdamWUpdate {
+            beta_1: 0.9,
+            beta_2: 0.999,
+            epsilon: 1e-8,
+            learning_rate: 1e-2,
+            weight_decay: 0.1,
+            step: 3,
+        };
+        let found = adamw(of(1), of(2), of(3), of(4).square(), &update);
+        let [values, first, second] = found.map(|tensor| tensor.into_data());
+        vec![("values", values), ("first", first), ("second", second)]
+    }),
     ("linear_cross_entropy", |side| cross_entropy(side, None)),
-    ("linear_cross_entropy, bounded", |side| cross_entropy(side, Some(2.0))),
-    ("attention", |side| attend(side, [2, 65, 2, 2, 64], false, None, None)),
-    ("attention, causal, grouped", |side| attend(side, [2, 200, 4, 2, 64], true, None, None)),
-    ("attention, causal, wide heads", |side| attend(side, [1, 300, 2, 1, 128], true, None, None)),
+    ("linear_cross_entropy, bounded", |side| {
+        cross_entropy(side, Some(2.0))
+    }),
+    ("attention", |side| {
+        attend(side, [2, 65, 2, 2, 64], false, None, None)
+    }),
+    ("attention, causal, grouped", |side| {
+        attend(side, [2, 200, 4, 2, 64], true, None, None)
+    }),
+    ("attention, causal, wide heads", |side| {
+        attend(side, [1, 300, 2, 1, 128], true, None, None)
+    }),
     ("attention, window, padded heads", |side| {
         attend(side, [1, 130, 2, 2, 24], false, Some(20), None)
     }),
-    ("attention, bounded scores", |side| attend(side, [1, 130, 2, 1, 32], true, Some(50), Some(2.0))),
+    ("attention, bounded scores", |side| {
+        attend(side, [1, 130, 2, 1, 32], true, Some(50), Some(2.0))
+    }),
 ];
 
 fn adapter(a: &Tensor<2>, b: &Tensor<2>, dropout: f32) -> Lora {
@@ -195,7 +230,13 @@ fn attend(
         scale: (head_dim as f32).sqrt().recip(),
         soft_cap,
     };
-    let y = attention(query.clone(), key.clone(), value.clone(), segments, &options);
+    let y = attention(
+        query.clone(),
+        key.clone(),
+        value.clone(),
+        segments,
+        &options,
+    );
     case!(side, y, query, key, value)
 }
 
@@ -210,7 +251,11 @@ fn difference(found: &TensorData, expected: &TensorData) -> f64 {
         size += f64::from(expected).powi(2);
     }
     let relative = (difference / size).sqrt();
-    if relative.is_nan() { f64::INFINITY } else { relative }
+    if relative.is_nan() {
+        f64::INFINITY
+    } else {
+        relative
+    }
 }
 
 #[test]

@@ -14,8 +14,8 @@ use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
 use super::Lora;
-use crate::gpu::operation::{Operation, Value, apply, input, tensor, value};
 use super::products::LoraProducts;
+use crate::gpu::operation::{Operation, Value, apply, input, tensor, value};
 use crate::matmul::cube::product;
 use crate::quantized::QuantizedWeight;
 
@@ -66,7 +66,11 @@ impl Operation<1> for Dropout {
     }
 
     fn backward(&self, _: Vec<Value>, gradient: Value, _: [bool; 1]) -> [Option<Value>; 1] {
-        [Some(Cube::drop_elements(gradient, self.probability, self.seed))]
+        [Some(Cube::drop_elements(
+            gradient,
+            self.probability,
+            self.seed,
+        ))]
     }
 }
 
@@ -240,7 +244,13 @@ impl DropElements for CubeBackend {
     }
 
     fn add_dropped(addend: CubeTensor, x: CubeTensor, probability: f32, seed: u64) -> CubeTensor {
-        launch_drop(&into_contiguous(addend), into_contiguous(x), probability, seed, true)
+        launch_drop(
+            &into_contiguous(addend),
+            into_contiguous(x),
+            probability,
+            seed,
+            true,
+        )
     }
 }
 

@@ -147,7 +147,16 @@ impl LoraProducts for CubeBackend {
         b: CubeTensor,
         scaling: f32,
     ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
-        let found = gradients(gradient, seen, low, Some(weight), a, b, scaling, Of::InputApart);
+        let found = gradients(
+            gradient,
+            seen,
+            low,
+            Some(weight),
+            a,
+            b,
+            scaling,
+            Of::InputApart,
+        );
         let [of_a, of_b, of_x, of_seen]: [CubeTensor; 4] = found.try_into().expect("four");
         (of_x, of_seen, of_a, of_b)
     }

@@ -86,12 +86,7 @@ impl MatrixProduct for CubeBackend {
         CubeBackend::float_mul_scalar(product, alpha.into())
     }
 
-    fn product_add(
-        lhs: CubeTensor,
-        rhs: CubeTensor,
-        addend: CubeTensor,
-        alpha: f32,
-    ) -> CubeTensor {
+    fn product_add(lhs: CubeTensor, rhs: CubeTensor, addend: CubeTensor, alpha: f32) -> CubeTensor {
         let output = output(&lhs, &rhs, addend.dtype);
         if native(&lhs, &rhs, Some(&addend), alpha, &output) {
             return output;
@@ -191,7 +186,12 @@ impl<const D: usize> Operation<2> for Product<D> {
         (output, kept.into_iter().flatten().collect())
     }
 
-    fn backward(&self, saved: Vec<Value>, gradient: Value, wanted: [bool; 2]) -> [Option<Value>; 2] {
+    fn backward(
+        &self,
+        saved: Vec<Value>,
+        gradient: Value,
+        wanted: [bool; 2],
+    ) -> [Option<Value>; 2] {
         let mut saved = saved.into_iter();
         let lhs = wanted[1].then(|| saved.next().expect("kept for the gradient of rhs"));
         let rhs = wanted[0].then(|| saved.next().expect("kept for the gradient of lhs"));

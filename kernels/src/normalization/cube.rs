@@ -1,8 +1,10 @@
-//! The norms on a GPU: only the input is kept, statistics and derivative are computed from it in f32,
-//! in plain tensor operations that burn fuses.
+//! The norms on a GPU: only the input is kept, and statistics and derivative are computed from it in
+//! f32. The gradient of a weight, which is seldom trained, is in plain tensor operations.
 
+use burn::backend::Cube;
 use burn::tensor::{DType, Tensor};
 
+use super::rows::NormRows;
 use crate::gpu::operation::{Operation, Value, apply, input, tensor, value};
 
 pub(super) fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
@@ -34,19 +36,17 @@ struct Norm<const D: usize> {
 }
 
 impl<const D: usize> Norm<D> {
-    /// x of mean square 1, and what it was multiplied with.
-    fn normalized(&self, x: Tensor<D>) -> (Tensor<D>, Tensor<D>) {
+    /// x of mean square 1.
+    fn normalized(&self, x: Tensor<D>) -> Tensor<D> {
         let mut x = x.cast(DType::F32);
         if self.centred {
             x = x.clone() - x.mean_dim(D - 1);
         }
-        let factor = (x.clone().square().mean_dim(D - 1) + self.epsilon).sqrt().recip();
-        (x * factor.clone(), factor)
+        let factor = (x.clone().square().mean_dim(D - 1) + self.epsilon)
+            .sqrt()
+            .recip();
+        x * factor
     }
-}
-
-fn wide<const D: usize>(weight: Value) -> Tensor<D> {
-    tensor::<1>(weight).cast(DType::F32).unsqueeze::<D>()
 }
 
 impl<const D: usize, const N: usize> Operation<N> for Norm<D> {
@@ -54,55 +54,57 @@ impl<const D: usize, const N: usize> Operation<N> for Norm<D> {
         let mut inputs = inputs.into_iter();
         let mut next = || inputs.next().expect("N inputs");
         let (x, weight) = (next(), next());
-        let plain = tensor::<D>(x.clone());
-        let dtype = plain.dtype();
-        let (normalized, _) = self.normalized(plain);
-        // As the reference rounds: before a weight of the same type, after one in f32.
-        let rounds_first = tensor::<1>(weight.clone()).dtype() != DType::F32;
-        let normalized = match rounds_first {
-            true => normalized.cast(dtype).cast(DType::F32),
-            false => normalized,
+        // Without a mean to take out there is no bias, and nothing is read of it.
+        let bias = match self.centred {
+            true => {
+                let dtype = tensor::<1>(weight.clone()).dtype();
+                value(tensor::<1>(next()).cast(dtype))
+            }
+            false => weight.clone(),
         };
-        let mut output = normalized * wide(weight.clone());
-        if self.centred {
-            output = output + wide(next());
-        }
+        let epsilon = self.epsilon as f32;
+        let output = Cube::norm_rows(x.clone(), weight.clone(), bias, epsilon, self.centred);
         let saved = match tracked.contains(&true) {
             true => vec![x, weight],
             false => vec![],
         };
-        (value(output.cast(dtype)), saved)
+        (output, saved)
     }
 
-    fn backward(&self, saved: Vec<Value>, gradient: Value, wanted: [bool; N]) -> [Option<Value>; N] {
+    fn backward(
+        &self,
+        saved: Vec<Value>,
+        gradient: Value,
+        wanted: [bool; N],
+    ) -> [Option<Value>; N] {
         let [x, weight]: [Value; 2] = saved.try_into().expect("what forward kept");
-        let weight_dtype = tensor::<1>(weight.clone()).dtype();
-        let gradient = tensor::<D>(gradient);
-        let dtype = gradient.dtype();
-        let gradient = gradient.cast(DType::F32);
-        let (normalized, factor) = self.normalized(tensor::<D>(x));
+        let mut found = [const { None }; N];
+        if wanted[0] {
+            let (x, weight, gradient) = (x.clone(), weight.clone(), gradient.clone());
+            let epsilon = self.epsilon as f32;
+            let of_x = Cube::norm_rows_backward(x, weight, gradient, epsilon, self.centred);
+            found[0] = Some(of_x);
+        }
+        if !wanted[1..].contains(&true) {
+            return found;
+        }
+        let weight_dtype = tensor::<1>(weight).dtype();
+        let gradient = tensor::<D>(gradient).cast(DType::F32);
+        let normalized = self.normalized(tensor::<D>(x));
         let columns = normalized.dims()[D - 1];
         let rows = normalized.dims().iter().product::<usize>() / columns;
         let summed = |tensor: Tensor<D>| {
-            let sum = tensor.reshape([rows, columns]).sum_dim(0).reshape([columns]);
+            let sum = tensor
+                .reshape([rows, columns])
+                .sum_dim(0)
+                .reshape([columns]);
             value::<1>(sum.cast(weight_dtype))
         };
-
-        let mut found = [const { None }; N];
         if wanted[1] {
             found[1] = Some(summed(gradient.clone() * normalized.clone()));
         }
         if wanted.get(2) == Some(&true) {
             found[2] = Some(summed(gradient.clone()));
-        }
-        if wanted[0] {
-            let inward = gradient * wide(weight);
-            let along = (inward.clone() * normalized.clone()).mean_dim(D - 1);
-            let mut of_x = inward.clone() - normalized * along;
-            if self.centred {
-                of_x = of_x - inward.mean_dim(D - 1);
-            }
-            found[0] = Some(value((of_x * factor).cast(dtype)));
         }
         found
     }

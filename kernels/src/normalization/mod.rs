@@ -5,6 +5,8 @@ pub(crate) mod cpu;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
 pub(crate) mod reference;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod rows;
 
 use burn::tensor::Tensor;
 

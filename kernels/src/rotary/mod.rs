@@ -4,6 +4,8 @@
 pub(crate) mod cpu;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod kernel;
 pub(crate) mod reference;
 
 use burn::tensor::Tensor;

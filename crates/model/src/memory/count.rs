@@ -145,9 +145,8 @@ impl Count<'_> {
         match self.model.output {
             Output::Vocabulary { fused: true } if self.on_device() => {
                 let rows = (DEVICE_LOGITS_BYTES / (F32 * vocab)).clamp(1, positions);
-                // Logits, their powers and the gradient in f32 and as it is multiplied; the states'
-                // gradient by chunks and whole.
-                rows * vocab * (3 * F32 + element) + 2 * positions * hidden * element
+                // Logits and the gradient as it is multiplied; the states' gradient by chunks and whole.
+                rows * vocab * (F32 + element) + 2 * positions * hidden * element
             }
             Output::Vocabulary { fused: true } => {
                 let rows = (LOGITS_AT_ONCE / vocab).clamp(1, positions);

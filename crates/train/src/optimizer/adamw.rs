@@ -45,8 +45,7 @@ impl AdamWOptions {
         second: Tensor<1>,
         gradient: Tensor<1>,
     ) -> (Tensor<1>, Tensor<1>) {
-        let [first, second] =
-            reference::moments(first, second, gradient, self.beta_1, self.beta_2);
+        let [first, second] = reference::moments(first, second, gradient, self.beta_1, self.beta_2);
         (first, second)
     }
 
@@ -115,7 +114,9 @@ impl TensorState for Moments {
             update.gradient,
             self.first.clone(),
             self.second.clone(),
-            &self.options.at(rule.learning_rate, rule.weight_decay, self.step),
+            &self
+                .options
+                .at(rule.learning_rate, rule.weight_decay, self.step),
         );
         self.first = first;
         self.second = second;
