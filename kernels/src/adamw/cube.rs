@@ -17,6 +17,7 @@ use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
 use super::AdamWUpdate;
 use crate::gpu::operation::{tensor, value};
+use crate::gpu::rows::vector_size;
 
 pub(super) fn adamw(
     values: Tensor<1>,
@@ -61,11 +62,8 @@ impl AdamW for CubeBackend {
             empty_device_contiguous_dtype(client.clone(), device, shape, values.dtype)
         });
         let elements = values.meta.num_elements();
-        let vector_size = client
-            .io_optimized_vector_sizes(values.dtype.size())
-            .find(|size| elements % size == 0)
-            .unwrap_or(1);
-        let units = elements / vector_size as usize;
+        let vector_size = vector_size(&values, elements);
+        let units = elements / vector_size;
         let dimension = CubeDim::new(&client, units);
         let count = calculate_cube_count_elemwise(&client, units, dimension);
         let [correction_1, correction_2] = update.corrections();

@@ -33,7 +33,11 @@ pub(super) fn serves(query: &Tensor<4>, key: &Tensor<4>, options: &AttentionOpti
     let same = key.dims()[1] == seq && key.dtype() == query.dtype();
     let half = matches!(query.dtype(), DType::BF16 | DType::F16);
     let scratch = Scratch::new(batch, seq, heads).bytes;
-    if !same || !half || head_dim % 8 != 0 || head_dim > MOST_HEAD_DIM || scratch > WORKSPACE_BYTES
+    if !same
+        || !half
+        || !head_dim.is_multiple_of(8)
+        || head_dim > MOST_HEAD_DIM
+        || scratch > WORKSPACE_BYTES
     {
         return false;
     }
@@ -236,8 +240,8 @@ fn like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
 /// The tensor, copied where its heads are not rows of whole 16 bytes.
 fn readable(tensor: CubeTensor) -> CubeTensor {
     let strides = tensor.meta.strides();
-    let whole = strides[3] == 1 && (0..3).all(|dimension| strides[dimension] % 8 == 0);
-    let starts = tensor.handle.offset_start.unwrap_or(0) % 16 == 0;
+    let whole = strides[3] == 1 && (0..3).all(|dimension| strides[dimension].is_multiple_of(8));
+    let starts = tensor.handle.offset_start.unwrap_or(0).is_multiple_of(16);
     match whole && starts {
         true => tensor,
         false => into_contiguous(tensor),

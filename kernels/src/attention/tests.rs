@@ -130,12 +130,22 @@ proptest! {
 #[test]
 fn the_cuda_kernels_match_plain_sums() {
     let compiler = std::env::var("CXX").unwrap_or("g++".to_string());
-    if std::process::Command::new(&compiler).arg("--version").output().is_err() {
+    if std::process::Command::new(&compiler)
+        .arg("--version")
+        .output()
+        .is_err()
+    {
         println!("not checked: there is no C++ compiler ({compiler})");
         return;
     }
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/emulate_cuda/run");
-    let output = std::process::Command::new(script).output().expect("a script of this repository");
+    let output = std::process::Command::new(script)
+        .output()
+        .expect("a script of this repository");
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

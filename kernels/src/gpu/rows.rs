@@ -12,7 +12,7 @@ pub(crate) fn vector_size(tensor: &CubeTensor, columns: usize) -> VectorSize {
     tensor
         .client
         .io_optimized_vector_sizes(tensor.dtype.size())
-        .find(|size| columns % size == 0)
+        .find(|size| columns.is_multiple_of(*size))
         .unwrap_or(1)
 }
 

@@ -16,6 +16,7 @@ use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 use super::Lora;
 use super::products::LoraProducts;
 use crate::gpu::operation::{Operation, Value, apply, input, tensor, value};
+use crate::gpu::rows::vector_size;
 use crate::matmul::cube::product;
 use crate::quantized::QuantizedWeight;
 
@@ -268,14 +269,9 @@ fn launch_drop(
         x.meta.shape().clone(),
         x.dtype,
     );
-    // As many elements a time as the device reads at once and the rows are made of.
     let width = x.meta.shape()[x.meta.num_dims() - 1];
-    let vector_size = x
-        .client
-        .io_optimized_vector_sizes(x.dtype.size())
-        .find(|size| width % size == 0)
-        .unwrap_or(1);
-    let units = x.meta.num_elements() / vector_size as usize;
+    let vector_size = vector_size(&x, width);
+    let units = x.meta.num_elements() / vector_size;
     let dimension = CubeDim::new(&x.client, units);
     let count = calculate_cube_count_elemwise(&x.client, units, dimension);
     drop_kernel::launch(

@@ -35,7 +35,8 @@ impl Count<'_> {
             return false;
         };
         let head_dim = self.model.head_dim;
-        let served = self.model.element() < F32 && head_dim % 8 == 0 && head_dim <= WIDEST_HEAD;
+        let served =
+            self.model.element() < F32 && head_dim.is_multiple_of(8) && head_dim <= WIDEST_HEAD;
         !(tiles && served)
     }
 
