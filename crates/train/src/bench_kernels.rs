@@ -136,16 +136,16 @@ struct Work {
 impl Bench<'_> {
     fn measure_peaks(&mut self) -> Result<(), TrainError> {
         let on_host = !self.options.device.is_asynchronous();
-        let size = if on_host { 1024 } else { 8192 };
+        let size = if on_host { 2048 } else { 8192 };
         let (a, b) = (self.of([size, size]), self.of([size, size]));
-        let elapsed_s = self.median_s(|| calor_kernels::matmul(a.clone(), b.clone()))?;
+        let elapsed_s = self.sorted_s(|| calor_kernels::matmul(a.clone(), b.clone()))?[0];
         self.peak_flops = 2.0 * (size as f64).powi(3) / elapsed_s;
         self.peak_bytes_per_s = match on_host {
             true => host_copy_rate(),
             false => {
                 let [rows, columns] = [1 << 16, 1 << 12];
                 let large = self.of([rows, columns]);
-                let elapsed_s = self.median_s(|| large.clone() * 2.0)?;
+                let elapsed_s = self.sorted_s(|| large.clone() * 2.0)?[0];
                 (2 * rows * columns * self.dtype.size()) as f64 / elapsed_s
             }
         };
@@ -397,8 +397,13 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// The median of runs of some seconds, the device's work done at the end of each.
     fn median_s<T>(&self, run: impl Fn() -> T) -> Result<f64, TrainError> {
+        let times = self.sorted_s(run)?;
+        Ok(times[times.len() / 2])
+    }
+
+    /// The times of runs, the device's work done at the end of each, the shortest first.
+    fn sorted_s<T>(&self, run: impl Fn() -> T) -> Result<Vec<f64>, TrainError> {
         let once = || {
             let started = Instant::now();
             // Kept until the device is done: what nobody holds is not computed.
@@ -417,7 +422,7 @@ impl Bench<'_> {
             times.push(once()?);
         }
         times.sort_by(f64::total_cmp);
-        Ok(times[times.len() / 2])
+        Ok(times)
     }
 
     fn wanted(&self, name: &str) -> bool {

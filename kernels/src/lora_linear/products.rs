@@ -5,7 +5,6 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, backend_extension};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 
@@ -241,6 +240,8 @@ use native::*;
 #[cfg(feature = "cuda")]
 mod native {
     use std::sync::Arc;
+
+    use burn_cubecl::ops::numeric::empty_device_dtype;
 
     use super::*;
     use crate::cuda::Session;
