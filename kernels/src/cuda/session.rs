@@ -1,7 +1,6 @@
 //! The stream of native operations on one device, and how it takes turns with CubeCL's.
 
 use std::collections::HashMap;
-use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use burn_cubecl::CubeDevice;
@@ -199,16 +198,10 @@ impl Session {
 
 /// A function of the driver that older ones lack.
 fn entry_point(name: &'static [u8]) -> Result<OnContext, String> {
-    let mut found = MaybeUninit::<Option<OnContext>>::new(None);
     // SAFETY: the driver's library stays loaded, and both functions that are asked for have this
     // signature (CUDA driver API, context management).
-    unsafe {
-        if let Ok(symbol) = sys::culib().get::<OnContext>(name) {
-            found.write(Some(*symbol));
-        }
-        found.assume_init()
-    }
-    .ok_or_else(|| {
+    let found = unsafe { sys::culib().get::<OnContext>(name) };
+    found.map(|symbol| *symbol).map_err(|_| {
         "the driver is older than CUDA 12.5, so native operations cannot take turns with CubeCL's: \
          install a driver of version 555 or newer"
             .to_string()
