@@ -19,6 +19,7 @@ import json
 import math
 import os
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -176,6 +177,8 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+        if (step + 1) % 8 == 0:
+            print(f"step {step + 1} of {steps}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     elapsed_s, cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
     if arguments.adapter:
         model.save_pretrained(arguments.adapter)

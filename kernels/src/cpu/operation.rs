@@ -12,11 +12,12 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Bytes, DType, Int, Shape, Tensor};
 use burn_flex::{FlexTensor, Layout};
+
+use super::cast::cast;
 
 type Tracking = Autodiff<Flex, NoCheckpointing>;
 
@@ -159,7 +160,7 @@ impl<const N: usize> Widened<N> {
             true => DType::F32,
             false => dtypes[0],
         };
-        let (computed, output) = (address(&output), rounded(output, result));
+        let (computed, output) = (address(&output), cast(output, result));
         let saved = saved
             .into_iter()
             .map(|tensor| {
@@ -177,16 +178,7 @@ impl<const N: usize> Widened<N> {
 
 /// The same numbers in f32.
 pub(crate) fn wide(tensor: FlexTensor) -> FlexTensor {
-    rounded(tensor, DType::F32)
-}
-
-/// The nearest numbers of another type.
-fn rounded(tensor: FlexTensor, dtype: DType) -> FlexTensor {
-    if tensor.dtype() == dtype {
-        tensor
-    } else {
-        Flex::float_cast(tensor, dtype.into())
-    }
+    cast(tensor, DType::F32)
 }
 
 #[derive(Debug)]
@@ -209,7 +201,7 @@ impl<Op: Operation<N>, const N: usize> Backward<Flex, N> for Fused<Op> {
         let results = operation.backward(saved, gradient, wanted);
         for ((parent, result), dtype) in ops.parents.into_iter().zip(results).zip(dtypes) {
             if let (Some(parent), Some(result)) = (parent, result) {
-                gradients.register::<Flex>(parent.id, rounded(result, dtype));
+                gradients.register::<Flex>(parent.id, cast(result, dtype));
             }
         }
     }
