@@ -84,7 +84,11 @@ pub fn run(arguments: &Arguments) -> Result<Exit, Failure> {
 fn cpu() -> DeviceStatus {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let model = cpu_model().unwrap_or_else(|| "processor".to_owned());
-    let detail = format!("{model}, {threads} threads, {}", instruction_set());
+    let mut detail = format!("{model}, {threads} threads, {}", instruction_set());
+    #[cfg(feature = "cpu")]
+    {
+        detail = format!("{detail}; bf16: {}", calor_kernels::half_products());
+    }
     let name = "cpu".to_owned();
     if cfg!(feature = "cpu") {
         DeviceStatus {

@@ -72,6 +72,13 @@ pub fn keep_compiled_in(folder: std::path::PathBuf) {
     let _ = CubeClRuntimeConfig::try_set(config);
 }
 
+/// How this machine's processor multiplies matrices of bf16, and why, in words for people: "AMX", or
+/// "widened to f32 (…)".
+#[cfg(feature = "cpu")]
+pub fn half_products() -> &'static str {
+    &cpu::halves::choice().reason
+}
+
 /// Whether the hand-written CPU kernels serve this tensor: Flex device; f32, or bf16 and f16, which
 /// they store and compute in f32.
 fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> bool {

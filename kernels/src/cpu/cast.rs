@@ -32,6 +32,11 @@ pub(crate) fn cast(tensor: FlexTensor, dtype: DType) -> FlexTensor {
     }
 }
 
+/// The nearest numbers in bf16.
+pub(crate) fn rounded(values: &[f32]) -> Vec<bf16> {
+    in_blocks(values, round_to_bf16)
+}
+
 fn convert<From, To>(
     tensor: &FlexTensor,
     run: impl Fn(&[From], &mut [To]) + Send + Sync,
@@ -40,15 +45,23 @@ where
     From: burn::tensor::Element + bytemuck::Pod,
     To: burn::tensor::Element + bytemuck::Pod,
 {
-    let input = tensor.as_slice::<From>().expect("contiguous, of this type");
+    let input = tensor.as_slice::<From>();
+    let output = in_blocks(input.expect("contiguous, of this type"), run);
+    let layout = Layout::contiguous(dims(tensor).into());
+    FlexTensor::new(burn::tensor::Bytes::from_elems(output), layout, To::dtype())
+}
+
+fn in_blocks<From: Sync, To: bytemuck::Pod + Send>(
+    input: &[From],
+    run: impl Fn(&[From], &mut [To]) + Send + Sync,
+) -> Vec<To> {
     let mut output = vec![To::zeroed(); input.len()];
     let block = block_length(input.len());
     output
         .par_chunks_mut(block)
         .zip(input.par_chunks(block))
         .for_each(|(output, input)| run(input, output));
-    let layout = Layout::contiguous(dims(tensor).into());
-    FlexTensor::new(burn::tensor::Bytes::from_elems(output), layout, To::dtype())
+    output
 }
 
 /// bf16 is the upper half of an f32.

@@ -5,6 +5,7 @@ pub(crate) mod cast;
 pub(crate) mod elementary;
 #[cfg(test)]
 mod half_tests;
+pub(crate) mod halves;
 pub(crate) mod matrix;
 pub(crate) mod operation;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::{Bytes, DType, Int, Shape, Tensor};
+use burn::tensor::{Bytes, DType, Int, Shape, Tensor, bf16};
 use burn_flex::{FlexTensor, Layout};
 
 use super::cast::cast;
@@ -26,8 +26,9 @@ pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + Sync + 'stati
     /// The result, and what the backward pass needs; `tracked` says whether there will be one.
     fn forward(&self, inputs: [FlexTensor; N], tracked: bool) -> (FlexTensor, Vec<FlexTensor>);
 
-    /// Whether the result is f32 whatever the inputs are, as sums are.
-    const WIDE_RESULT: bool = false;
+    /// Whether the operation takes its inputs and the gradient as they are stored, and gives its result
+    /// in the type it has, instead of f32 all the way.
+    const AS_STORED: bool = false;
 
     /// The gradient of every input that is `wanted`.
     fn backward(
@@ -80,7 +81,7 @@ pub(crate) fn apply<Op: Operation<N>, const N: usize, const D: usize>(
             Input::Plain(tensor) => contiguous(tensor),
             Input::Tracking(_) => unreachable!("checked above"),
         });
-        let (output, _) = Widened::new(inputs).forward(&operation, false);
+        let (output, _) = Widened::new::<Op>(inputs).forward(&operation, false);
         return Tensor::from_primitive::<Flex>(output);
     }
     // A tensor made outside autodiff is a constant of the graph.
@@ -103,7 +104,7 @@ pub(crate) fn apply<Op: Operation<N>, const N: usize, const D: usize>(
         .try_into()
         .expect("N inputs");
     let guards = guards.try_into().expect("N inputs");
-    let inputs = Widened::new(primitives);
+    let inputs = Widened::new::<Op>(primitives);
 
     let step = Fused::<Op>(PhantomData);
     let output = match step
@@ -129,9 +130,12 @@ struct Widened<const N: usize> {
 }
 
 impl<const N: usize> Widened<N> {
-    fn new(stored: [FlexTensor; N]) -> Self {
+    fn new<Op: Operation<N>>(stored: [FlexTensor; N]) -> Self {
         Self {
-            wide: stored.clone().map(wide),
+            wide: match Op::AS_STORED {
+                true => stored.clone(),
+                false => stored.clone().map(wide),
+            },
             dtypes: stored.each_ref().map(|tensor| tensor.dtype()),
             stored,
         }
@@ -148,7 +152,7 @@ impl<const N: usize> Widened<N> {
             wide,
             dtypes,
         } = self;
-        if dtypes.iter().all(|&dtype| dtype == DType::F32) {
+        if Op::AS_STORED || dtypes.iter().all(|&dtype| dtype == DType::F32) {
             // Dropped, so that an operation may work in place.
             drop(stored);
             return operation.forward(wide, tracked);
@@ -156,11 +160,7 @@ impl<const N: usize> Widened<N> {
         let address = |tensor: &FlexTensor| values(tensor).as_ptr();
         let addresses: Vec<*const f32> = wide.iter().map(address).collect();
         let (output, saved) = operation.forward(wide, tracked);
-        let result = match Op::WIDE_RESULT {
-            true => DType::F32,
-            false => dtypes[0],
-        };
-        let (computed, output) = (address(&output), cast(output, result));
+        let (computed, output) = (address(&output), cast(output, dtypes[0]));
         let saved = saved
             .into_iter()
             .map(|tensor| {
@@ -195,8 +195,12 @@ impl<Op: Operation<N>, const N: usize> Backward<Flex, N> for Fused<Op> {
         _checkpointer: &mut Checkpointer,
     ) {
         let (operation, saved, dtypes) = ops.state;
-        let gradient = wide(contiguous(gradients.consume::<Flex>(&ops.node)));
-        let saved = saved.into_iter().map(wide).collect();
+        let mut gradient = contiguous(gradients.consume::<Flex>(&ops.node));
+        let mut saved = saved;
+        if !Op::AS_STORED {
+            gradient = wide(gradient);
+            saved = saved.into_iter().map(wide).collect();
+        }
         let wanted = ops.parents.each_ref().map(Option::is_some);
         let results = operation.backward(saved, gradient, wanted);
         for ((parent, result), dtype) in ops.parents.into_iter().zip(results).zip(dtypes) {
@@ -219,6 +223,17 @@ pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
 /// The elements of a contiguous tensor.
 pub(crate) fn values(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice::<f32>().expect("contiguous f32")
+}
+
+/// The elements of a contiguous tensor in bf16.
+pub(crate) fn half_values(tensor: &FlexTensor) -> &[bf16] {
+    tensor.as_slice::<bf16>().expect("contiguous bf16")
+}
+
+/// A tensor around freshly computed values in bf16.
+pub(crate) fn half_tensor(values: Vec<bf16>, shape: impl Into<Shape>) -> FlexTensor {
+    let layout = Layout::contiguous(shape.into());
+    FlexTensor::new(Bytes::from_elems(values), layout, DType::BF16)
 }
 
 /// A tensor around freshly computed values.

@@ -1,14 +1,18 @@
 //! Chunked cross-entropy on the CPU: the logits of a few tokens at a time, the gradient in the same
 //! pass.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor, bf16};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::IGNORED_TARGET;
+use crate::cpu::cast::rounded;
 use crate::cpu::elementary::{exp_sum, maximum, tanh, vectorized};
+use crate::cpu::halves::{self, Engine, Halves, Sink};
 use crate::cpu::matrix::{Threads, View, multiply};
-use crate::cpu::operation::{Operation, apply, dims, input, integers, tensor, values};
+use crate::cpu::operation::{
+    Operation, apply, dims, half_values, input, integers, tensor, values, wide,
+};
 
 /// Logits held at once, in elements: 16 MiB of f32.
 const CHUNK_ELEMENTS: usize = 1 << 22;
@@ -19,30 +23,53 @@ pub(super) fn dispatch(
     targets: Tensor<1, Int>,
     soft_cap: Option<f32>,
 ) -> Tensor<1> {
+    let stored = hidden.dtype() == DType::BF16 && weight.dtype() == DType::BF16;
+    let engine = match stored && !is_trained(&weight) {
+        true => halves::engine(),
+        false => None,
+    };
+    dispatch_to(engine, hidden, weight, targets, soft_cap)
+}
+
+/// With what multiplies bf16 as it is stored, or with everything in f32.
+pub(super) fn dispatch_to(
+    engine: Option<Engine>,
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    targets: Tensor<1, Int>,
+    soft_cap: Option<f32>,
+) -> Tensor<1> {
     let targets = integers(targets);
     assert_eq!(targets.len(), hidden.dims()[0], "one target a token");
     let operation = CrossEntropy {
         targets,
         soft_cap,
+        engine,
         needs: [
             hidden.is_require_grad() || hidden.device().is_autodiff(),
-            // A leaf, or made of one: a table with some trained rows.
-            weight.is_require_grad() || weight.is_tracked(),
+            is_trained(&weight),
         ],
     };
     apply(operation, [input(hidden), input(weight)])
+}
+
+/// A leaf, or made of one: a table with some trained rows.
+fn is_trained(weight: &Tensor<2>) -> bool {
+    weight.is_require_grad() || weight.is_tracked()
 }
 
 #[derive(Clone, Debug)]
 struct CrossEntropy {
     targets: Vec<i32>,
     soft_cap: Option<f32>,
+    /// What multiplies bf16 as it is stored.
+    engine: Option<Engine>,
     /// Which gradients the forward pass should leave for the backward one.
     needs: [bool; 2],
 }
 
 impl Operation<2> for CrossEntropy {
-    const WIDE_RESULT: bool = true;
+    const AS_STORED: bool = true;
 
     fn forward(&self, inputs: [FlexTensor; 2], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let [hidden, weight] = inputs;
@@ -66,28 +93,14 @@ impl Operation<2> for CrossEntropy {
         ];
         let mut weight_gradient = vec![0.0f32; if for_weight { vocab * width } else { 0 }];
         let mut logits = vec![0.0f32; rows_a_chunk * vocab];
-        let mut gathered = vec![0.0f32; rows_a_chunk * width];
         let mut scattered = vec![0.0f32; if for_hidden { rows_a_chunk * width } else { 0 }];
-        let source = values(&hidden);
-        let weights = View::new(values(&weight), vocab, width);
+        let mut factors = Factors::new(self.engine, hidden, weight);
         let mut total = 0.0f64;
 
         for chunk in counted.chunks(rows_a_chunk) {
             let rows = chunk.len();
-            for (row, &token) in chunk.iter().enumerate() {
-                gathered[row * width..][..width].copy_from_slice(&source[token * width..][..width]);
-            }
-            let tokens = View::new(&gathered[..rows * width], rows, width);
             let logits = &mut logits[..rows * vocab];
-            multiply(
-                logits,
-                vocab,
-                tokens,
-                weights.transposed(),
-                1.0,
-                false,
-                Threads::All,
-            );
+            factors.logits(chunk, logits);
             let losses: Vec<f32> = logits
                 .par_chunks_mut(vocab)
                 .zip(chunk.par_iter())
@@ -103,38 +116,21 @@ impl Operation<2> for CrossEntropy {
                 })
                 .collect();
             total += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
-            let probabilities = View::new(logits, rows, vocab);
             if for_hidden {
                 let scattered = &mut scattered[..rows * width];
-                multiply(
-                    scattered,
-                    width,
-                    probabilities,
-                    weights,
-                    1.0,
-                    false,
-                    Threads::All,
-                );
+                factors.times_weight(logits, scattered);
                 for (row, &token) in chunk.iter().enumerate() {
                     hidden_gradient[token * width..][..width]
                         .copy_from_slice(&scattered[row * width..][..width]);
                 }
             }
             if for_weight {
-                multiply(
-                    &mut weight_gradient,
-                    width,
-                    probabilities.transposed(),
-                    tokens,
-                    1.0,
-                    true,
-                    Threads::All,
-                );
+                factors.add_weight_gradient(logits, &mut weight_gradient);
             }
         }
         let mut saved = vec![];
         if for_hidden {
-            saved.push(tensor(hidden_gradient, dims(&hidden)));
+            saved.push(tensor(hidden_gradient, [self.targets.len(), width]));
         }
         if for_weight {
             saved.push(tensor(weight_gradient, [vocab, width]));
@@ -163,6 +159,129 @@ impl Operation<2> for CrossEntropy {
             scaled(self.needs[0], wanted[0]),
             scaled(self.needs[1], wanted[1]),
         ]
+    }
+}
+
+/// States and weight as they are multiplied, and the states of one chunk.
+enum Factors {
+    Wide {
+        hidden: FlexTensor,
+        weight: FlexTensor,
+        gathered: Vec<f32>,
+    },
+    Half {
+        engine: Engine,
+        hidden: FlexTensor,
+        weight: FlexTensor,
+        gathered: Vec<bf16>,
+    },
+}
+
+impl Factors {
+    fn new(engine: Option<Engine>, hidden: FlexTensor, weight: FlexTensor) -> Factors {
+        match engine {
+            Some(engine) => Factors::Half {
+                engine,
+                hidden,
+                weight,
+                gathered: vec![],
+            },
+            None => Factors::Wide {
+                hidden: wide(hidden),
+                weight: wide(weight),
+                gathered: vec![],
+            },
+        }
+    }
+
+    /// `[chunk, vocab]` of the tokens of a chunk, whose states are kept until the next.
+    fn logits(&mut self, chunk: &[usize], output: &mut [f32]) {
+        match self {
+            Factors::Wide {
+                hidden,
+                weight,
+                gathered,
+            } => {
+                let (vocab, width) = (dims(weight)[0], dims(weight)[1]);
+                gather(values(hidden), width, chunk, gathered);
+                multiply(
+                    output,
+                    vocab,
+                    View::new(gathered, chunk.len(), width),
+                    View::new(values(weight), vocab, width).transposed(),
+                    1.0,
+                    false,
+                    Threads::All,
+                );
+            }
+            Factors::Half {
+                engine,
+                hidden,
+                weight,
+                gathered,
+            } => {
+                let (vocab, width) = (dims(weight)[0], dims(weight)[1]);
+                gather(half_values(hidden), width, chunk, gathered);
+                let states = Halves::new(gathered, chunk.len(), width);
+                let weight = Halves::new(half_values(weight), vocab, width);
+                let terms = [(states, weight.transposed())];
+                halves::multiply(*engine, &terms, Sink::Wide(output));
+            }
+        }
+    }
+
+    /// `[chunk, hidden]` of slopes `[chunk, vocab]`, which halves round first, as their result is.
+    fn times_weight(&self, slopes: &[f32], output: &mut [f32]) {
+        match self {
+            Factors::Wide { weight, .. } => {
+                let (vocab, width) = (dims(weight)[0], dims(weight)[1]);
+                multiply(
+                    output,
+                    width,
+                    View::new(slopes, slopes.len() / vocab, vocab),
+                    View::new(values(weight), vocab, width),
+                    1.0,
+                    false,
+                    Threads::All,
+                );
+            }
+            Factors::Half { engine, weight, .. } => {
+                let (vocab, width) = (dims(weight)[0], dims(weight)[1]);
+                let slopes = rounded(slopes);
+                let slopes = Halves::new(&slopes, slopes.len() / vocab, vocab);
+                let weight = Halves::new(half_values(weight), vocab, width);
+                halves::multiply(*engine, &[(slopes, weight)], Sink::Wide(output));
+            }
+        }
+    }
+
+    /// Adds `slopesᵀ · states` of the chunk at hand.
+    fn add_weight_gradient(&self, slopes: &[f32], output: &mut [f32]) {
+        let Factors::Wide {
+            weight, gathered, ..
+        } = self
+        else {
+            unreachable!("a tracked weight is multiplied in f32")
+        };
+        let (vocab, width) = (dims(weight)[0], dims(weight)[1]);
+        let rows = slopes.len() / vocab;
+        multiply(
+            output,
+            width,
+            View::new(slopes, rows, vocab).transposed(),
+            View::new(gathered, rows, width),
+            1.0,
+            true,
+            Threads::All,
+        );
+    }
+}
+
+/// The rows of some tokens, one after the other.
+fn gather<T: Copy>(source: &[T], width: usize, tokens: &[usize], gathered: &mut Vec<T>) {
+    gathered.clear();
+    for &token in tokens {
+        gathered.extend_from_slice(&source[token * width..][..width]);
     }
 }
 

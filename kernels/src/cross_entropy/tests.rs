@@ -1,6 +1,7 @@
-use burn::tensor::TensorData;
+use burn::tensor::{DType, TensorData};
 
 use super::*;
+use crate::cpu::halves::Engine;
 use crate::cpu::testing::{device, difference, random};
 
 fn targets(values: Vec<i64>) -> Tensor<1, Int> {
@@ -71,4 +72,28 @@ fn all_targets_ignored_is_no_loss_and_no_gradient() {
     assert_eq!(loss.clone().into_scalar::<f32>(), 0.0);
     let gradient = hidden.grad(&loss.backward()).unwrap();
     assert_eq!(gradient.abs().sum().into_scalar::<f32>(), 0.0);
+}
+
+/// Multiplied as stored, in f32 from the same numbers, for every engine of this machine.
+#[test]
+fn halves_are_multiplied_as_wide_numbers_are() {
+    for engine in Engine::all() {
+        let hidden = random([37, 24], 1).cast(DType::BF16);
+        let weight = random([101, 24], 2).detach().cast(DType::BF16);
+        let wanted: Vec<i64> = (0..37)
+            .map(|i| if i % 5 == 3 { IGNORED_TARGET } else { i * 2 })
+            .collect();
+        let [wide, half] = [DType::F32, DType::BF16].map(|dtype| {
+            let hidden = hidden.clone().cast(dtype).detach().require_grad();
+            let engine = (dtype == DType::BF16).then_some(engine);
+            let (weight, targets) = (weight.clone().cast(dtype), targets(wanted.clone()));
+            let loss = cpu::dispatch_to(engine, hidden.clone(), weight, targets, Some(3.0));
+            let gradient = hidden.grad(&loss.clone().backward()).unwrap();
+            assert_eq!((loss.dtype(), gradient.dtype()), (DType::F32, dtype));
+            (loss.inner(), gradient.cast(DType::F32))
+        });
+        assert!(difference(half.0, wide.0) < 1e-5, "{engine:?}");
+        // The slopes of the logits are rounded to 8 bits, and the result.
+        assert!(difference(half.1, wide.1) < 8e-3, "{engine:?}");
+    }
 }

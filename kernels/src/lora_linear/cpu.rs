@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::{Lora, dropout_keeps};
+use super::{Lora, dropout_keeps, halves};
 use crate::cpu::elementary::{block_rows, vectorized};
 use crate::cpu::matrix::{Threads, View, multiply};
 use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
@@ -18,6 +18,9 @@ pub(super) fn dispatch(
     bias: Option<Tensor<1>>,
     lora: Option<&Lora>,
 ) -> Tensor<3> {
+    if let Some(engine) = halves::serves(&tensor, &weight, bias.as_ref(), lora) {
+        return halves::dispatch(engine, tensor, weight, bias, lora);
+    }
     let (x, w) = (input(tensor), input(weight));
     let linear = Linear::new(Base::Dense, bias.is_some(), lora);
     match (bias.map(input), lora) {
@@ -69,10 +72,10 @@ enum Base {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Adapter {
-    scaling: f32,
-    dropout: f32,
-    seed: u64,
+pub(super) struct Adapter {
+    pub scaling: f32,
+    pub dropout: f32,
+    pub seed: u64,
 }
 
 impl Linear {
@@ -80,11 +83,7 @@ impl Linear {
         Self {
             base,
             biased,
-            adapter: lora.map(|lora| Adapter {
-                scaling: lora.scaling,
-                dropout: lora.dropout,
-                seed: lora.dropout_seed,
-            }),
+            adapter: lora.map(Adapter::of),
         }
     }
 
@@ -278,29 +277,45 @@ impl<const N: usize> Operation<N> for Linear {
 }
 
 impl Adapter {
+    pub fn of(lora: &Lora) -> Adapter {
+        Adapter {
+            scaling: lora.scaling,
+            dropout: lora.dropout,
+            seed: lora.dropout_seed,
+        }
+    }
+
+    /// What a kept element is multiplied with.
+    pub fn keep(&self) -> f32 {
+        1.0 / (1.0 - self.dropout)
+    }
+
     /// The input with dropped elements zeroed and the others divided by what is kept; none where
     /// nothing is dropped.
     fn drop_inputs(&self, input: &[f32]) -> Option<Vec<f32>> {
+        let keep = self.keep();
         (self.dropout > 0.0).then(|| {
             let mut output = vec![0.0f32; input.len()];
-            self.over_blocks(&mut output, input, |_, x| x);
+            self.over_kept(&mut output, input, |_, x| x * keep, |_| 0.0);
             output
         })
     }
 
     /// Adds the kept elements, divided by what is kept.
-    fn add_kept(&self, output: &mut [f32], through: &[f32]) {
-        self.over_blocks(output, through, |sum, x| sum + x);
+    pub fn add_kept(&self, output: &mut [f32], through: &[f32]) {
+        let keep = self.keep();
+        self.over_kept(output, through, |sum, x| sum + x * keep, |sum| sum);
     }
 
-    fn over_blocks(
+    /// Replaces each element of `output` by `kept` of it and of the input's, or by `dropped` of it.
+    pub fn over_kept<T: Copy + Send + Sync>(
         &self,
-        output: &mut [f32],
-        input: &[f32],
-        combine: impl Fn(f32, f32) -> f32 + Copy + Send + Sync,
+        output: &mut [T],
+        input: &[T],
+        kept: impl Fn(T, T) -> T + Copy + Send + Sync,
+        dropped: impl Fn(T) -> T + Copy + Send + Sync,
     ) {
         let block = block_rows(input.len(), 1);
-        let keep = 1.0 / (1.0 - self.dropout);
         let Adapter { dropout, seed, .. } = *self;
         output
             .par_chunks_mut(block)
@@ -312,12 +327,10 @@ impl Adapter {
                     #[inline(always)]
                     || {
                         for (i, (output, &x)) in output.iter_mut().zip(input).enumerate() {
-                            let factor = if dropout_keeps(seed, start + i, dropout) {
-                                keep
-                            } else {
-                                0.0
+                            *output = match dropout_keeps(seed, start + i, dropout) {
+                                true => kept(*output, x),
+                                false => dropped(*output),
                             };
-                            *output = combine(*output, x * factor);
                         }
                     },
                 );

@@ -4,6 +4,8 @@
 pub(crate) mod cpu;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) mod cube;
+#[cfg(feature = "cpu")]
+mod halves;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod products;
 pub(crate) mod reference;

@@ -1,0 +1,199 @@
+//! Which engine is used: what the processor has, whether it computes right, and whether it is faster
+//! than widening to f32.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use burn::tensor::bf16;
+
+use super::pack::{PANEL, STEP, TILE};
+use super::{Engine, Halves, Sink, multiply};
+use crate::cpu::matrix::{self, Threads, View};
+
+/// Names an engine (`amx`, `avx512`, `plain`) or `off`, for measuring.
+const VARIABLE: &str = "CALOR_CPU_BF16";
+
+/// How products of bf16 are computed on this machine, and why: none where widening to f32 is the best.
+#[derive(Clone, Debug)]
+pub(crate) struct Choice {
+    pub engine: Option<Engine>,
+    /// In words, for people.
+    pub reason: String,
+}
+
+/// The engine of this process; none where bf16 is widened to f32.
+pub(crate) fn engine() -> Option<Engine> {
+    choice().engine
+}
+
+/// Found out once, in a few milliseconds.
+pub(crate) fn choice() -> &'static Choice {
+    static CHOICE: OnceLock<Choice> = OnceLock::new();
+    CHOICE.get_or_init(|| {
+        let asked = std::env::var(VARIABLE).unwrap_or_default();
+        choose(&asked)
+    })
+}
+
+fn choose(asked: &str) -> Choice {
+    let widened = |reason: &str| Choice {
+        engine: None,
+        reason: format!("widened to f32 ({reason})"),
+    };
+    let named = |engine: Engine, name: &str, by: &str| match is_right(engine) {
+        true => Choice {
+            engine: Some(engine),
+            reason: format!("{name}{by}"),
+        },
+        false => widened(&format!(
+            "{name} computes something else than plain products"
+        )),
+    };
+    match asked {
+        "off" => return widened(&format!("{VARIABLE}=off")),
+        "plain" => return named(Engine::Plain, "plain loops", " (asked for)"),
+        #[cfg(target_arch = "x86_64")]
+        "amx" if has_amx() => return named(Engine::Amx, "AMX", " (asked for)"),
+        #[cfg(target_arch = "x86_64")]
+        "avx512" if has_avx512() => return named(Engine::Avx512, "AVX-512", " (asked for)"),
+        _ => {}
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        // A tile's product is that of sixteen rows at once: nothing widened comes near.
+        if has_amx() {
+            return named(Engine::Amx, "AMX", "");
+        }
+        if has_avx512() {
+            let ratio = speed_of_avx512();
+            return match ratio > 1.0 {
+                true => named(
+                    Engine::Avx512,
+                    "AVX-512",
+                    &format!(", {ratio:.1} × f32's rate"),
+                ),
+                false => widened(&format!(
+                    "AVX-512's bf16 runs at {ratio:.1} × f32's rate here"
+                )),
+            };
+        }
+    }
+    widened("no instruction multiplies bf16 here")
+}
+
+/// Whether an engine finds what plain loops find.
+fn is_right(engine: Engine) -> bool {
+    let (rows, inner, columns) = (40, 70, 50);
+    let numbers = |count: usize, step: usize| -> Vec<bf16> {
+        (0..count)
+            .map(|i| bf16::from_f32((i * step % 61) as f32 / 32.0 - 0.9))
+            .collect()
+    };
+    let (left, right) = (numbers(rows * inner, 7), numbers(inner * columns, 11));
+    let product = |engine| {
+        let mut output = vec![0.0f32; rows * columns];
+        let terms = [(
+            Halves::new(&left, rows, inner),
+            Halves::new(&right, inner, columns),
+        )];
+        multiply(engine, &terms, Sink::Wide(&mut output));
+        output
+    };
+    let pairs = product(engine).into_iter().zip(product(Engine::Plain));
+    pairs
+        .into_iter()
+        .all(|(found, expected)| (found - expected).abs() <= 1e-4)
+}
+
+/// How much faster two packed panels are multiplied than the same numbers in f32 are; the best of
+/// several tries, since a pause in either would decide.
+#[cfg(target_arch = "x86_64")]
+fn speed_of_avx512() -> f64 {
+    const STEPS: usize = 16;
+    const INNER: usize = STEPS * STEP;
+    let panel = vec![bf16::ONE; STEPS * 2 * TILE];
+    let mut sums = [0.0f32; PANEL * PANEL];
+    // f32's kernel is at its best on more than one panel.
+    const ROWS: usize = 4 * PANEL;
+    let wide = vec![1.0f32; ROWS * INNER];
+    let mut output = vec![0.0f32; ROWS * ROWS];
+    let (mut halves, mut floats) = (Duration::MAX, Duration::MAX);
+    for _ in 0..8 {
+        let started = Instant::now();
+        for _ in 0..(ROWS / PANEL).pow(2) {
+            Engine::Avx512.multiply_panels(&panel, &panel, &mut sums);
+        }
+        halves = halves.min(started.elapsed());
+        let started = Instant::now();
+        let right = View::new(&wide, ROWS, INNER).transposed();
+        matrix::multiply(
+            &mut output,
+            ROWS,
+            View::new(&wide, ROWS, INNER),
+            right,
+            1.0,
+            false,
+            Threads::One,
+        );
+        floats = floats.min(started.elapsed());
+    }
+    floats.as_secs_f64() / halves.as_secs_f64()
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Whether the processor has AMX for bf16 and Linux lets this process use its state.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn has_amx() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        use std::arch::x86_64::__cpuid_count;
+        // Intel's manual, CPUID leaf 7: bits of EDX.
+        const BF16: u32 = 1 << 22;
+        const TILE: u32 = 1 << 24;
+        // SAFETY: every processor of this architecture has the instruction.
+        #[allow(unused_unsafe)]
+        let (highest, features) = unsafe { (__cpuid_count(0, 0).eax, __cpuid_count(7, 0).edx) };
+        highest >= 7 && features & (BF16 | TILE) == BF16 | TILE && system_permits()
+    })
+}
+
+/// Linux keeps the tiles' state for a process only after it has asked (`arch_prctl`,
+/// `ARCH_REQ_XCOMP_PERM`).
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn system_permits() -> bool {
+    const REQUEST: libc::c_int = 0x1023;
+    const TILE_DATA: libc::c_ulong = 18;
+    // SAFETY: the call takes two numbers and changes nothing but the process's permission.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn system_permits() -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_is_named_is_taken_where_it_is_there() {
+        assert_eq!(choose("off").engine, None);
+        assert!(choose("off").reason.contains("CALOR_CPU_BF16=off"));
+        assert_eq!(choose("plain").engine, Some(Engine::Plain));
+        for engine in Engine::all() {
+            assert!(is_right(engine), "{engine:?}");
+        }
+        // Whatever it is, it says why.
+        assert!(!choose("").reason.is_empty());
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(
+            choose("avx512").engine == Some(Engine::Avx512),
+            has_avx512()
+        );
+    }
+}
