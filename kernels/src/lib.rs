@@ -23,6 +23,7 @@ mod cuda;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod gpu;
 mod lora_linear;
+mod masked_softmax;
 mod matmul;
 mod normalization;
 mod quantized;
@@ -36,6 +37,7 @@ pub use cross_entropy::{IGNORED_TARGET, fuses_cross_entropy, linear_cross_entrop
 #[cfg(feature = "cuda")]
 pub use cuda::product_library;
 pub use lora_linear::{Lora, dropout, dropout_keeps, lora_linear};
+pub use masked_softmax::{ScoreOptions, masked_softmax};
 pub use matmul::matmul;
 pub use normalization::{layer_norm, rms_norm};
 pub use quantized::{
@@ -51,6 +53,7 @@ pub mod reference {
     pub use crate::attention::reference::{attention, soft_cap, spread_heads};
     pub use crate::cross_entropy::reference::linear_cross_entropy;
     pub use crate::lora_linear::reference::lora_linear;
+    pub use crate::masked_softmax::reference::masked_softmax;
     pub use crate::normalization::reference::{layer_norm, rms_norm};
     pub use crate::quantized::reference::{dequantize, quantized_linear};
     pub use crate::rotary::reference::rotary;
@@ -77,6 +80,19 @@ pub fn keep_compiled_in(folder: std::path::PathBuf) {
 #[cfg(feature = "cpu")]
 pub fn half_products() -> &'static str {
     &cpu::halves::choice().reason
+}
+
+/// Whether this machine's processor multiplies matrices of bf16 as they are stored; else they are widened
+/// to f32.
+pub fn multiplies_halves() -> bool {
+    #[cfg(feature = "cpu")]
+    {
+        cpu::halves::engine().is_some()
+    }
+    #[cfg(not(feature = "cpu"))]
+    {
+        false
+    }
 }
 
 /// Whether the hand-written CPU kernels serve this tensor: Flex device; f32, or bf16 and f16, which

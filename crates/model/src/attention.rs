@@ -1,9 +1,8 @@
 //! Self-attention: projections, norms of queries and keys, rotation, the attention kernel.
 
-use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, DType, Int, Tensor};
-use calor_kernels::AttentionOptions;
-use calor_kernels::reference::{soft_cap, spread_heads};
+use burn::tensor::{Bool, Int, Tensor};
+use calor_kernels::reference::spread_heads;
+use calor_kernels::{AttentionOptions, ScoreOptions};
 
 use crate::linear::Linear;
 use crate::norm::Norm;
@@ -224,8 +223,7 @@ fn visible(
     visible
 }
 
-/// Attention in plain tensor operations, for masks and for scores that the kernel does not know. A
-/// query that sees nothing gets zeros, as from PyTorch's `scaled_dot_product_attention`. `bias`
+/// Attention with its scores as a whole, for masks and for scores that the kernel does not know. `bias`
 /// `[batch, heads, seq, seq]` is added to the products before they are scaled.
 fn masked_attention(
     query: Tensor<4>,
@@ -235,21 +233,16 @@ fn masked_attention(
     visible: Tensor<4, Bool>,
     options: &AttentionOptions,
 ) -> Tensor<4> {
-    let [_, seq, heads, _] = query.dims();
-    let dtype = query.dtype();
-    let nothing = visible.clone().any_dim(3).bool_not();
+    let heads = query.dims()[2];
     let key = spread_heads(key, heads).swap_dims(2, 3);
     let mut scores = calor_kernels::matmul(query.swap_dims(1, 2), key);
     if let Some(bias) = bias {
         scores = scores + bias;
     }
-    scores = scores.cast(DType::F32).mul_scalar(options.scale);
-    if let Some(cap) = options.soft_cap {
-        scores = soft_cap(scores, cap);
-    }
-    let scores = scores.mask_fill(visible.bool_not().repeat_dim(1, heads), -1e30);
-    let weights = softmax(scores, 3)
-        .mask_fill(nothing.repeat_dim(1, heads).repeat_dim(3, seq), 0.0)
-        .cast(dtype);
+    let options = ScoreOptions {
+        scale: options.scale,
+        soft_cap: options.soft_cap,
+    };
+    let weights = calor_kernels::masked_softmax(scores, visible, &options);
     calor_kernels::matmul(weights, spread_heads(value, heads)).swap_dims(1, 2)
 }

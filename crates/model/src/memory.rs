@@ -60,6 +60,8 @@ pub enum PassDevice {
     Host {
         /// Threads that compute.
         threads: usize,
+        /// Whether bf16 is multiplied as it is stored, instead of in f32.
+        multiplies_halves: bool,
     },
     /// A device with memory of its own.
     Device {
@@ -72,7 +74,10 @@ impl PassDevice {
     /// All processors of this host.
     pub fn host() -> PassDevice {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        PassDevice::Host { threads }
+        PassDevice::Host {
+            threads,
+            multiplies_halves: calor_kernels::multiplies_halves(),
+        }
     }
 }
 

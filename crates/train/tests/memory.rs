@@ -56,8 +56,6 @@ const SEQ: usize = 512;
 
 /// A share that the prediction may be off.
 const CLOSE: f64 = 0.1;
-/// The same for models so small that constants show.
-const ROUGH: f64 = 0.12;
 
 #[derive(Clone, Copy)]
 struct Rows {
@@ -115,31 +113,37 @@ fn a_step_holds_what_was_predicted() {
 fn every_architecture() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures");
     let mut bad = Vec::new();
-    for (name, kind) in [
-        ("llama3", Kind::Llama),
-        ("qwen3", Kind::Llama),
-        ("olmo2", Kind::Llama),
-        ("phi3", Kind::Llama),
-        ("gemma2", Kind::Llama),
-        ("gemma3", Kind::Llama),
-        ("gpt2", Kind::Llama),
-        ("gpt-neox", Kind::Llama),
-        ("bert", Kind::Bert),
-        ("roberta", Kind::Bert),
-        ("electra", Kind::Bert),
-        ("modernbert", Kind::Bert),
-        ("deberta", Kind::Bert),
+    let many = Rows {
+        count: 1600,
+        seq: 24,
+    };
+    // The scores of all pairs count for more.
+    let longer = Rows {
+        count: 800,
+        seq: 48,
+    };
+    for (name, kind, rows) in [
+        ("llama3", Kind::Llama, many),
+        ("qwen3", Kind::Llama, many),
+        ("olmo2", Kind::Llama, many),
+        ("phi3", Kind::Llama, many),
+        ("gemma2", Kind::Llama, many),
+        ("gemma3", Kind::Llama, many),
+        ("gpt2", Kind::Llama, many),
+        ("gpt-neox", Kind::Llama, many),
+        ("bert", Kind::Bert, many),
+        ("roberta", Kind::Bert, many),
+        ("electra", Kind::Bert, many),
+        ("modernbert", Kind::Bert, many),
+        ("deberta", Kind::Bert, many),
+        ("deberta", Kind::Bert, longer),
     ] {
         for dtype in [Dtype::F32, Dtype::Bf16] {
             for blocks in [RecomputedBlocks::None, RecomputedBlocks::All] {
                 let lora = LoraOptions::default();
                 let model = fixtures.join(name);
-                let rows = Rows {
-                    count: 1600,
-                    seq: 24,
-                };
                 let off = off(&model, kind, dtype, &lora, rows, blocks);
-                if off.abs() > ROUGH {
+                if off.abs() > CLOSE {
                     bad.push(format!(
                         "{name} {dtype:?} {blocks:?}: {:+.1} %",
                         100.0 * off

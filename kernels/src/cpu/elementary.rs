@@ -136,25 +136,69 @@ pub(crate) fn map_rows(
     width: usize,
     function: impl Fn(&mut [f32], &[f32]) + Sync + Send,
 ) -> Vec<f32> {
+    map_rows_numbered(
+        input,
+        width,
+        #[inline(always)]
+        |_, output, input| function(output, input),
+    )
+}
+
+/// As [`map_rows`] with the number of the row.
+#[inline(always)]
+pub(crate) fn map_rows_numbered(
+    input: &[f32],
+    width: usize,
+    function: impl Fn(usize, &mut [f32], &[f32]) + Sync + Send,
+) -> Vec<f32> {
     let mut output = vec![0.0; input.len()];
-    let block = block_rows(input.len() / width.max(1), width) * width;
+    over_rows(&mut output, input, width, function);
     output
-        .par_chunks_mut(block)
-        .zip(input.par_chunks(block))
-        .for_each(|(output, input)| {
+}
+
+/// `function(row to change, other row)` over all rows, like [`map_rows`].
+#[inline(always)]
+pub(crate) fn change_rows(
+    changed: &mut [f32],
+    other: &[f32],
+    width: usize,
+    function: impl Fn(&mut [f32], &[f32]) + Sync + Send,
+) {
+    over_rows(
+        changed,
+        other,
+        width,
+        #[inline(always)]
+        |_, changed, other| function(changed, other),
+    );
+}
+
+#[inline(always)]
+fn over_rows(
+    output: &mut [f32],
+    input: &[f32],
+    width: usize,
+    function: impl Fn(usize, &mut [f32], &[f32]) + Sync + Send,
+) {
+    let rows = block_rows(input.len() / width.max(1), width);
+    output
+        .par_chunks_mut(rows * width)
+        .zip(input.par_chunks(rows * width))
+        .enumerate()
+        .for_each(|(block, (output, input))| {
             vectorized(
                 #[inline(always)]
                 || {
-                    for (output, input) in output
+                    for (row, (output, input)) in output
                         .chunks_exact_mut(width)
                         .zip(input.chunks_exact(width))
+                        .enumerate()
                     {
-                        function(output, input);
+                        function(block * rows + row, output, input);
                     }
                 },
             );
         });
-    output
 }
 
 /// `function(output row, left row, right row)` over all rows, like [`map_rows`].

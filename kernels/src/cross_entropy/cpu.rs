@@ -78,7 +78,12 @@ impl Operation<2> for CrossEntropy {
         let counted: Vec<usize> = (0..self.targets.len())
             .filter(|&token| i64::from(self.targets[token]) != IGNORED_TARGET)
             .collect();
-        let rows_a_chunk = (CHUNK_ELEMENTS / vocab).clamp(1, counted.len().max(1));
+        let at_once = match self.engine {
+            // Rounded and packed slopes are held beside them.
+            Some(_) => CHUNK_ELEMENTS / 2,
+            None => CHUNK_ELEMENTS,
+        };
+        let rows_a_chunk = (at_once / vocab).clamp(1, counted.len().max(1));
         let rows_a_chunk = rows_a_chunk.max(16.min(counted.len().max(1)));
 
         let for_hidden = tracked && self.needs[0];

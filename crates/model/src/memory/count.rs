@@ -7,6 +7,8 @@ use super::{Block, F32, MemoryModel, Output, PassDevice, PassShape};
 /// Elements of logits that the fused cross-entropy holds at once, and the fewest rows of them.
 const LOGITS_AT_ONCE: u64 = 1 << 22;
 const ROWS_AT_ONCE: u64 = 16;
+/// Bytes of a weight that products of stored bf16 hold packed.
+const PACKED_BYTES: u64 = 2 << 20;
 /// Elements of logits that the chunked cross-entropy holds at once.
 const CHUNKED_LOGITS: u64 = 1 << 24;
 /// Bytes of logits in f32 that the fused cross-entropy of a GPU holds at once.
@@ -26,6 +28,17 @@ pub(super) struct Count<'a> {
 impl Count<'_> {
     fn on_device(&self) -> bool {
         matches!(self.device, PassDevice::Device { .. })
+    }
+
+    /// Whether the activations are bf16 and multiplied as such on the host.
+    fn multiplies_halves(&self) -> bool {
+        let PassDevice::Host {
+            multiplies_halves, ..
+        } = self.device
+        else {
+            return false;
+        };
+        multiplies_halves && self.model.dtype == DType::BF16 && !self.model.quantized
     }
 
     /// Whether attention is in plain operations: those of `calor_kernels` for a GPU take halves and
@@ -85,9 +98,9 @@ impl Count<'_> {
         }
         let mut bytes = element * (positions * early + selected * late);
         if let Some(entries) = block.relative {
-            // The scores of all pairs after the softmax, and as they are multiplied; their masks; and
-            // the table's keys and queries.
-            bytes += self.pairs(heads) * (F32 + element + 2) + 2 * element * entries * hidden;
+            // The scores of all pairs after the softmax, which of them are visible, and the table's keys
+            // and queries.
+            bytes += self.pairs(heads) * element + self.pairs(1) + 2 * element * entries * hidden;
         }
         bytes += F32 * (positions * heads + selected * block.ranks);
         if self.plain_attention() && block.relative.is_none() {
@@ -149,6 +162,14 @@ impl Count<'_> {
                 // Logits and the gradient as it is multiplied; the states' gradient by chunks and whole.
                 rows * vocab * (F32 + element) + 2 * positions * hidden * element
             }
+            Output::Vocabulary { fused: true } if self.multiplies_halves() => {
+                let rows = (LOGITS_AT_ONCE / 2 / vocab).clamp(1, positions);
+                let rows = rows.max(ROWS_AT_ONCE.min(positions));
+                // As below; rounded slopes, and those packed.
+                positions * hidden * (element + F32)
+                    + rows * (vocab * (F32 + 2 * element) + hidden * (F32 + 2 * element))
+                    + PACKED_BYTES.min(element * hidden * vocab)
+            }
             Output::Vocabulary { fused: true } => {
                 let rows = (LOGITS_AT_ONCE / vocab).clamp(1, positions);
                 let rows = rows.max(ROWS_AT_ONCE.min(positions));
@@ -199,7 +220,11 @@ impl Count<'_> {
             true => {
                 // Kernels widen what was kept and give the narrow copy back: the operands of the
                 // last product with its result, or the activation's states with their gradients.
-                let product = F32 * (hidden + wide * (2 + dropped)) - element * wide;
+                let product = match self.multiplies_halves() {
+                    // The packed gradient and the result, or both parts of it before they are added.
+                    true => element * hidden + (element + dropped * (2 * F32 - element)) * wide,
+                    false => F32 * (hidden + wide * (2 + dropped)) - element * wide,
+                };
                 let (states, given_back) = if gated { (4, 3) } else { (3, 2) };
                 let activation = F32 * states * wide - element * given_back * wide;
                 product.max(activation) + residual
@@ -222,22 +247,33 @@ impl Count<'_> {
             }
             false => early,
         };
-        // Of the scores of relative positions: the gradients of the weights and behind the softmax.
+        // Beside what the blocks after this one gave, what the feed-forward block gave waits.
+        let early = early
+            + if block.parallel {
+                2 * element * hidden
+            } else {
+                0
+            };
+        // Of the scores of relative positions: the gradient and its transpose, or where they are widened
+        // the gradient, the weights and the narrow gradient.
         let scores = match block.relative {
-            Some(_) => (F32 + element) * self.pairs(block.heads),
+            Some(_) if half_on_host => (2 * F32 + element) * self.pairs(block.heads),
+            Some(_) => 2 * element * self.pairs(block.heads),
             None => 0,
         };
         // When attention's turn comes, what stood behind it is gone.
         let gone = element * selected * self.behind_attention(index);
         let mut bytes = (selected * late).max((positions * early + scores).saturating_sub(gone));
-        if half_on_host && !self.model.quantized {
+        if self.multiplies_halves() {
+            bytes += PACKED_BYTES.min(element * hidden * wide);
+        } else if half_on_host && !self.model.quantized {
             bytes += F32 * hidden * wide;
         }
         if self.on_device() && self.model.quantized {
             // Codes as numbers and values in f32 of the widest weight, as a whole.
             bytes += 2 * F32 * hidden * wide;
         }
-        if let PassDevice::Host { threads } = self.device {
+        if let PassDevice::Host { threads, .. } = self.device {
             let seq = self.shape.seq as u64;
             bytes += threads as u64 * F32 * seq * 2 * (TILE + self.model.head_dim);
         }

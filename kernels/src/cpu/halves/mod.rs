@@ -16,8 +16,8 @@ pub(crate) use engine::Engine;
 use pack::{PANEL, STEP, TILE, pack_columns, pack_rows};
 pub(crate) use select::{choice, engine};
 
-/// Packed columns that are held at once: 8 MiB.
-const PACKED: usize = 1 << 22;
+/// Packed columns that are held at once: 2 MiB.
+const PACKED: usize = 1 << 20;
 /// Panels of rows that a task multiplies with a panel of columns while it is in the cache.
 const ROW_PANELS: usize = 4;
 
