@@ -232,7 +232,12 @@ impl Count<'_> {
         };
         let early = match half_on_host {
             false => element * (hidden + 2 * query + 2 * key),
-            true => (4 * F32 - 2 * element) * (query + key) + element * 2 * hidden,
+            // Widened: of the kernel query, key, value and gradient, of a product with scores one of them
+            // and its result.
+            true => {
+                let wide = if block.relative.is_some() { 2 } else { 4 };
+                (wide * F32 - 2 * element) * (query + key) + element * 2 * hidden
+            }
         };
         // The gradient of a part of a product is as wide as the product.
         let late = match block.fused[1] {
@@ -254,11 +259,10 @@ impl Count<'_> {
             } else {
                 0
             };
-        // Of the scores of relative positions: the gradient and its transpose, or where they are widened
-        // the gradient, the weights and the narrow gradient.
+        // Of the scores of relative positions: the gradient and its transpose, or widened the gradient and
+        // the weights.
         let scores = match block.relative {
-            Some(_) if half_on_host => (2 * F32 + element) * self.pairs(block.heads),
-            Some(_) => 2 * element * self.pairs(block.heads),
+            Some(_) => 2 * F32 * self.pairs(block.heads),
             None => 0,
         };
         // When attention's turn comes, what stood behind it is gone.

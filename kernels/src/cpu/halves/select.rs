@@ -1,14 +1,11 @@
-//! Which engine is used: what the processor has, whether it computes right, and whether it is faster
-//! than widening to f32.
+//! Which engine is used: what the processor has, where it is faster than widening to f32, and whether it
+//! computes right.
 
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use burn::tensor::bf16;
 
-use super::pack::{PANEL, STEP, TILE};
 use super::{Engine, Halves, Sink, multiply};
-use crate::cpu::matrix::{self, Threads, View};
 
 /// Names an engine (`amx`, `avx512`, `plain`) or `off`, for measuring.
 const VARIABLE: &str = "CALOR_CPU_BF16";
@@ -26,7 +23,7 @@ pub(crate) fn engine() -> Option<Engine> {
     choice().engine
 }
 
-/// Found out once, in a few milliseconds.
+/// Found out once.
 pub(crate) fn choice() -> &'static Choice {
     static CHOICE: OnceLock<Choice> = OnceLock::new();
     CHOICE.get_or_init(|| {
@@ -64,17 +61,12 @@ fn choose(asked: &str) -> Choice {
         if has_amx() {
             return named(Engine::Amx, "AMX", "");
         }
+        // By the maker and not by a measurement: the same machine has to compute the same every time. AMD's
+        // from Zen 4 on multiply pairs at twice f32's rate; Intel's, which have AMX for it, at half.
         if has_avx512() {
-            let ratio = speed_of_avx512();
-            return match ratio > 1.0 {
-                true => named(
-                    Engine::Avx512,
-                    "AVX-512",
-                    &format!(", {ratio:.1} × f32's rate"),
-                ),
-                false => widened(&format!(
-                    "AVX-512's bf16 runs at {ratio:.1} × f32's rate here"
-                )),
+            return match &maker() {
+                b"AuthenticAMD" => named(Engine::Avx512, "AVX-512", ""),
+                _ => widened("AVX-512's products of bf16 are slower than f32's here"),
             };
         }
     }
@@ -105,44 +97,25 @@ fn is_right(engine: Engine) -> bool {
         .all(|(found, expected)| (found - expected).abs() <= 1e-4)
 }
 
-/// How much faster two packed panels are multiplied than the same numbers in f32 are; the best of
-/// several tries, since a pause in either would decide.
-#[cfg(target_arch = "x86_64")]
-fn speed_of_avx512() -> f64 {
-    const STEPS: usize = 16;
-    const INNER: usize = STEPS * STEP;
-    let panel = vec![bf16::ONE; STEPS * 2 * TILE];
-    let mut sums = [0.0f32; PANEL * PANEL];
-    // f32's kernel is at its best on more than one panel.
-    const ROWS: usize = 4 * PANEL;
-    let wide = vec![1.0f32; ROWS * INNER];
-    let mut output = vec![0.0f32; ROWS * ROWS];
-    let (mut halves, mut floats) = (Duration::MAX, Duration::MAX);
-    for _ in 0..8 {
-        let started = Instant::now();
-        for _ in 0..(ROWS / PANEL).pow(2) {
-            Engine::Avx512.multiply_panels(&panel, &panel, &mut sums);
-        }
-        halves = halves.min(started.elapsed());
-        let started = Instant::now();
-        let right = View::new(&wide, ROWS, INNER).transposed();
-        matrix::multiply(
-            &mut output,
-            ROWS,
-            View::new(&wide, ROWS, INNER),
-            right,
-            1.0,
-            false,
-            Threads::One,
-        );
-        floats = floats.min(started.elapsed());
-    }
-    floats.as_secs_f64() / halves.as_secs_f64()
-}
-
 #[cfg(target_arch = "x86_64")]
 pub(super) fn has_avx512() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
+}
+
+/// As the processor names its maker.
+#[cfg(target_arch = "x86_64")]
+fn maker() -> [u8; 12] {
+    // SAFETY: every processor of this architecture has the instruction.
+    #[allow(unused_unsafe)]
+    let found = unsafe { std::arch::x86_64::__cpuid_count(0, 0) };
+    let mut name = [0; 12];
+    for (part, word) in name
+        .chunks_exact_mut(4)
+        .zip([found.ebx, found.edx, found.ecx])
+    {
+        part.copy_from_slice(&word.to_le_bytes());
+    }
+    name
 }
 
 /// Whether the processor has AMX for bf16 and Linux lets this process use its state.
