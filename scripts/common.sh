@@ -42,3 +42,27 @@ need_python() {
         die "Python 3 with venv is not here" "install it (Debian: sudo apt-get install python3 python3-venv)"
     fi
 }
+
+# The description of Mesa's software driver, with which the kernels for GPUs run on any machine.
+software_vulkan() {
+    local description
+    for description in /usr/share/vulkan/icd.d/lvp_icd*.json /usr/local/share/vulkan/icd.d/lvp_icd*.json; do
+        if [ -f "$description" ]; then
+            printf '%s\n' "$description"
+            return
+        fi
+    done
+    return 1
+}
+
+need_software_vulkan() {
+    if software_vulkan >/dev/null; then return; fi
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "Installing a software Vulkan driver"
+        if apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq mesa-vulkan-drivers libvulkan1; then
+            return
+        fi
+    fi
+    say "notice: there is no software Vulkan driver, the kernels for GPUs will not be run" \
+        "(Debian: sudo apt-get install mesa-vulkan-drivers)"
+}
