@@ -26,6 +26,7 @@ mod lora_linear;
 mod masked_softmax;
 mod matmul;
 mod normalization;
+pub mod profile;
 mod quantized;
 mod recompute;
 mod rotary;

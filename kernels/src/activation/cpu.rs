@@ -32,6 +32,9 @@ pub(super) fn gelu_tanh<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 
 /// A function of one number.
 trait Curve: Clone + Debug + Send + Sync + 'static {
+    /// What it is called by itself, and times another input.
+    const NAMES: [&'static str; 2];
+
     fn value(x: f32) -> f32;
 
     /// The value and its derivative.
@@ -42,6 +45,8 @@ trait Curve: Clone + Debug + Send + Sync + 'static {
 struct Silu;
 
 impl Curve for Silu {
+    const NAMES: [&'static str; 2] = ["silu", "swiglu"];
+
     #[inline(always)]
     fn value(x: f32) -> f32 {
         x * sigmoid(x)
@@ -59,6 +64,8 @@ impl Curve for Silu {
 struct Gelu;
 
 impl Curve for Gelu {
+    const NAMES: [&'static str; 2] = ["gelu", "geglu"];
+
     #[inline(always)]
     fn value(x: f32) -> f32 {
         0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
@@ -80,6 +87,8 @@ const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 const CUBIC: f32 = 0.044_715;
 
 impl Curve for GeluTanh {
+    const NAMES: [&'static str; 2] = ["gelu_tanh", "geglu_tanh"];
+
     #[inline(always)]
     fn value(x: f32) -> f32 {
         0.5 * x * (1.0 + tanh(SQRT_2_OVER_PI * (x + CUBIC * x * x * x)))
@@ -99,6 +108,10 @@ impl Curve for GeluTanh {
 struct Alone<C>(PhantomData<C>);
 
 impl<C: Curve> Operation<1> for Alone<C> {
+    fn name(&self) -> &'static str {
+        C::NAMES[0]
+    }
+
     fn forward(&self, inputs: [FlexTensor; 1], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let [input] = inputs;
         let output = map(
@@ -133,6 +146,10 @@ impl<C: Curve> Operation<1> for Alone<C> {
 struct Gated<C>(PhantomData<C>);
 
 impl<C: Curve> Operation<2> for Gated<C> {
+    fn name(&self) -> &'static str {
+        C::NAMES[1]
+    }
+
     fn forward(&self, inputs: [FlexTensor; 2], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let [gate, up] = inputs;
         let output = map2(

@@ -29,6 +29,15 @@ pub(super) fn alone<const D: usize>(function: Function, x: Tensor<D>) -> Tensor<
 }
 
 impl Function {
+    /// What it is called by itself, and times another input.
+    fn names(self) -> [&'static str; 2] {
+        match self {
+            Function::Silu => ["silu", "swiglu"],
+            Function::Gelu => ["gelu", "geglu"],
+            Function::GeluTanh => ["gelu_tanh", "geglu_tanh"],
+        }
+    }
+
     fn of<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         x.clone() * self.factor(x)
     }
@@ -72,6 +81,10 @@ fn wide<const D: usize>(value: &Value) -> Tensor<D> {
 struct Gated<const D: usize>(Function);
 
 impl<const D: usize> Operation<2> for Gated<D> {
+    fn name(&self) -> &'static str {
+        self.0.names()[1]
+    }
+
     fn forward(&self, [gate, up]: [Value; 2], _tracked: [bool; 2]) -> (Value, Vec<Value>) {
         let dtype = tensor::<D>(gate.clone()).dtype();
         let output = self.0.of(wide::<D>(&gate)) * wide(&up);
@@ -101,6 +114,10 @@ impl<const D: usize> Operation<2> for Gated<D> {
 struct Alone<const D: usize>(Function);
 
 impl<const D: usize> Operation<1> for Alone<D> {
+    fn name(&self) -> &'static str {
+        self.0.names()[0]
+    }
+
     fn forward(&self, [x]: [Value; 1], _tracked: [bool; 1]) -> (Value, Vec<Value>) {
         let dtype = tensor::<D>(x.clone()).dtype();
         (value(self.0.of(wide::<D>(&x)).cast(dtype)), vec![x])

@@ -6,6 +6,8 @@ pub(crate) mod reference;
 
 use burn::tensor::Tensor;
 
+use crate::profile::{self, Pass};
+
 /// The constants of one update, all f64 but computed with in f32.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWUpdate {
@@ -42,11 +44,18 @@ pub fn adamw(
     second: Tensor<1>,
     update: &AdamWUpdate,
 ) -> [Tensor<1>; 3] {
-    #[cfg(any(feature = "cuda", feature = "wgpu"))]
-    if crate::gpu::serves(&values) {
-        return cube::adamw(values, gradient, first, second, update);
-    }
-    reference::adamw(values, gradient, first, second, update)
+    let name = profile::named(|| "adamw");
+    let device = values.device();
+    let wait = || {
+        let _ = device.sync();
+    };
+    profile::timed(name, Pass::Forward, wait, || {
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        if crate::gpu::serves(&values) {
+            return cube::adamw(values, gradient, first, second, update);
+        }
+        reference::adamw(values, gradient, first, second, update)
+    })
 }
 
 impl AdamWUpdate {

@@ -18,6 +18,7 @@ use burn::tensor::{Bytes, DType, Int, Shape, Tensor, bf16};
 use burn_flex::{FlexTensor, Layout};
 
 use super::cast::cast;
+use crate::profile::{self, Pass};
 
 type Tracking = Autodiff<Flex, NoCheckpointing>;
 
@@ -29,6 +30,11 @@ pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + Sync + 'stati
     /// Whether the operation takes its inputs and the gradient as they are stored, and gives its result
     /// in the type it has, instead of f32 all the way.
     const AS_STORED: bool = false;
+
+    /// What it is called in a profile.
+    fn name(&self) -> &'static str {
+        profile::folder_of::<Self>()
+    }
 
     /// The gradient of every input that is `wanted`.
     fn backward(
@@ -73,6 +79,14 @@ pub(crate) fn integers<const D: usize>(tensor: Tensor<D, Int>) -> Vec<i32> {
 
 /// Runs an operation and, where an input is tracked, registers its backward pass.
 pub(crate) fn apply<Op: Operation<N>, const N: usize, const D: usize>(
+    operation: Op,
+    inputs: [Input; N],
+) -> Tensor<D> {
+    let name = profile::named(|| operation.name());
+    profile::timed(name, Pass::Forward, || (), || run(operation, inputs))
+}
+
+fn run<Op: Operation<N>, const N: usize, const D: usize>(
     operation: Op,
     inputs: [Input; N],
 ) -> Tensor<D> {
@@ -195,17 +209,27 @@ impl<Op: Operation<N>, const N: usize> Backward<Flex, N> for Fused<Op> {
         _checkpointer: &mut Checkpointer,
     ) {
         let (operation, saved, dtypes) = ops.state;
-        let mut gradient = contiguous(gradients.consume::<Flex>(&ops.node));
-        let mut saved = saved;
-        if !Op::AS_STORED {
-            gradient = wide(gradient);
-            saved = saved.into_iter().map(wide).collect();
-        }
+        let gradient = gradients.consume::<Flex>(&ops.node);
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let results = operation.backward(saved, gradient, wanted);
-        for ((parent, result), dtype) in ops.parents.into_iter().zip(results).zip(dtypes) {
+        let name = profile::named(|| operation.name());
+        let work = || {
+            let mut gradient = contiguous(gradient);
+            let mut saved = saved;
+            if !Op::AS_STORED {
+                gradient = wide(gradient);
+                saved = saved.into_iter().map(wide).collect();
+            }
+            let results = operation.backward(saved, gradient, wanted);
+            let mut dtypes = dtypes.into_iter();
+            results.map(|result| {
+                let dtype = dtypes.next().expect("a type an input");
+                result.map(|result| cast(result, dtype))
+            })
+        };
+        let results = profile::timed(name, Pass::Backward, || (), work);
+        for (parent, result) in ops.parents.into_iter().zip(results) {
             if let (Some(parent), Some(result)) = (parent, result) {
-                gradients.register::<Flex>(parent.id, cast(result, dtype));
+                gradients.register::<Flex>(parent.id, result);
             }
         }
     }

@@ -71,6 +71,10 @@ struct CrossEntropy {
 impl Operation<2> for CrossEntropy {
     const AS_STORED: bool = true;
 
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+
     fn forward(&self, inputs: [FlexTensor; 2], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let [hidden, weight] = inputs;
         let (vocab, width) = (dims(&weight)[0], dims(&weight)[1]);

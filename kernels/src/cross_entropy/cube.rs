@@ -34,6 +34,10 @@ struct Loss {
 }
 
 impl Operation<2> for Loss {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+
     fn forward(&self, [hidden, weight]: [Value; 2], tracked: [bool; 2]) -> (Value, Vec<Value>) {
         let (hidden, weight) = (tensor::<2>(hidden), tensor::<2>(weight));
         let [tokens, _] = hidden.dims();

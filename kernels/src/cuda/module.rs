@@ -109,6 +109,7 @@ impl Module {
         arguments: &mut [*mut c_void],
     ) -> Result<(), Refused> {
         let name = CString::new(name).expect("a kernel's name");
+        crate::profile::launched();
         // SAFETY: the module is loaded; of the arguments the caller answers.
         unsafe {
             let function = result::module::get_function(self.module, name)?;

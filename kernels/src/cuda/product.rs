@@ -139,6 +139,7 @@ fn launch(queue: &Queue, key: Key, at: &[u64], alpha: f32) -> Result<(), Refused
     let handle = products.handle;
     let plan = products.plan(key, queue.workspace_bytes)?;
     let beta = if at.len() > 3 { 1.0f32 } else { 0.0 };
+    crate::profile::launched();
     let added = at.get(3).copied().unwrap_or(at[2]);
     // SAFETY: the plan was made for these sizes, strides and alignments; the addresses are of live
     // tensors of that shape, on the device of the stream; alpha and beta are read before it returns.

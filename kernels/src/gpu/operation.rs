@@ -9,8 +9,10 @@ use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Cube, TensorMetadata};
+use burn::backend::{Autodiff, Backend, Cube, TensorMetadata};
 use burn::tensor::Tensor;
+
+use crate::profile::{self, Pass};
 
 type Tracking = Autodiff<Cube, NoCheckpointing>;
 
@@ -25,6 +27,11 @@ pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + Sync + 'stati
     /// The gradient of every input that is `wanted`.
     fn backward(&self, saved: Vec<Value>, gradient: Value, wanted: [bool; N])
     -> [Option<Value>; N];
+
+    /// What it is called in a profile.
+    fn name(&self) -> &'static str {
+        profile::folder_of::<Self>()
+    }
 }
 
 /// A float input on its way into an operation.
@@ -69,6 +76,26 @@ pub(crate) fn tensor<const D: usize>(value: Value) -> Tensor<D> {
 
 /// Runs an operation and, where an input is tracked, registers its backward pass.
 pub(crate) fn apply<Op: Operation<N>, const N: usize, const D: usize>(
+    operation: Op,
+    inputs: [Input; N],
+) -> Tensor<D> {
+    let name = profile::named(|| operation.name());
+    let wait = waiting_for(name.map(|_| &inputs[0].value));
+    profile::timed(name, Pass::Forward, wait, || run(operation, inputs))
+}
+
+/// What waits for the device of a tensor.
+fn waiting_for(value: Option<&Value>) -> impl Fn() + use<> {
+    let device = value.map(|value| value.device());
+    move || {
+        if let Some(device) = &device {
+            // A failure shows again where the results are read.
+            let _ = Cube::sync(device);
+        }
+    }
+}
+
+fn run<Op: Operation<N>, const N: usize, const D: usize>(
     operation: Op,
     inputs: [Input; N],
 ) -> Tensor<D> {
@@ -132,7 +159,10 @@ impl<Op: Operation<N>, const N: usize> Backward<Cube, N> for Custom<Op> {
         let (operation, saved) = ops.state;
         let gradient = gradients.consume::<Cube>(&ops.node);
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let found = operation.backward(saved, gradient, wanted);
+        let name = profile::named(|| operation.name());
+        let wait = waiting_for(name.map(|_| &gradient));
+        let work = || operation.backward(saved, gradient, wanted);
+        let found = profile::timed(name, Pass::Backward, wait, work);
         for (parent, gradient) in ops.parents.into_iter().zip(found) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 gradients.register::<Cube>(parent.id, gradient);

@@ -110,6 +110,14 @@ impl Linear {
 }
 
 impl<const N: usize> Operation<N> for Linear {
+    fn name(&self) -> &'static str {
+        match (&self.base, &self.adapter) {
+            (Base::Quantized(_), _) => "quantized_linear",
+            (Base::Dense, Some(_)) => "lora_linear",
+            (Base::Dense, None) => "linear",
+        }
+    }
+
     fn forward(&self, inputs: [FlexTensor; N], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let x = &inputs[0];
         let mut shape = dims(x);

@@ -62,6 +62,10 @@ struct Dropout {
 }
 
 impl Operation<1> for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
     fn forward(&self, [x]: [Value; 1], _tracked: [bool; 1]) -> (Value, Vec<Value>) {
         (Cube::drop_elements(x, self.probability, self.seed), vec![])
     }
@@ -123,6 +127,13 @@ impl Linear {
 }
 
 impl<const N: usize> Operation<N> for Linear {
+    fn name(&self) -> &'static str {
+        match self.base {
+            Base::Dense => "lora_linear",
+            Base::Quantized(_) => "quantized_linear",
+        }
+    }
+
     fn forward(&self, inputs: [Value; N], tracked: [bool; N]) -> (Value, Vec<Value>) {
         let mut inputs = inputs.into_iter();
         let mut next = || inputs.next().expect("N inputs");

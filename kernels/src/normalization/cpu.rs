@@ -58,6 +58,10 @@ impl RmsNorm {
 }
 
 impl Operation<2> for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
     fn forward(&self, inputs: [FlexTensor; 2], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let [input, weight] = inputs;
         let shape = dims(&input);
@@ -147,6 +151,10 @@ impl LayerNorm {
 }
 
 impl Operation<3> for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
     fn forward(&self, inputs: [FlexTensor; 3], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let [input, weight, bias] = inputs;
         let shape = dims(&input);

@@ -50,6 +50,13 @@ impl<const D: usize> Norm<D> {
 }
 
 impl<const D: usize, const N: usize> Operation<N> for Norm<D> {
+    fn name(&self) -> &'static str {
+        match self.centred {
+            true => "layer_norm",
+            false => "rms_norm",
+        }
+    }
+
     fn forward(&self, inputs: [Value; N], tracked: [bool; N]) -> (Value, Vec<Value>) {
         let mut inputs = inputs.into_iter();
         let mut next = || inputs.next().expect("N inputs");
