@@ -208,7 +208,8 @@ def compare_with_calor(options: argparse.Namespace, settings: Settings, ours: di
     """Runs the same steps with calor, prints both losses of each, and exits 1 when they differ."""
     command = [options.calor, "bench", "step", "--model", options.model, "--task", options.task]
     command += ["--adapter", options.out / "initial", "--data", options.out / "batch.safetensors"]
-    command += ["--steps", str(settings.steps), "--warmup", "0", "--device", "cpu", "--json"]
+    command += ["--windows", "1", "--steps", str(settings.steps), "--warmup", "0"]
+    command += ["--profiled-steps", "0", "--device", "cpu", "--json"]
     command += ["--learning-rate", str(settings.learning_rate)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:

@@ -111,6 +111,8 @@ struct Counter {
     opened_j: Result<f64, String>,
     /// Joules a purpose, or why they are not complete.
     spent_j: [Result<f64, String>; 3],
+    /// Joules of the window that ended last.
+    last_j: Result<f64, String>,
     windows: [u64; 3],
     idle_w: Result<f64, String>,
     /// Recent (seconds, joules), for the present watts.
@@ -224,6 +226,17 @@ impl EnergyMeter {
         Quantity::sum(parts.iter().map(|(name, watts)| (*name, watts)))
     }
 
+    /// Joules of the window that ended last, all components together.
+    pub(crate) fn last_j(&self) -> Quantity {
+        let state = self.shared.lock();
+        let parts: Vec<(&str, Quantity)> = state
+            .counters
+            .iter()
+            .map(|counter| (counter.channel.component().name(), counter.last_j()))
+            .collect();
+        Quantity::sum(parts.iter().map(|(name, energy_j)| (*name, energy_j)))
+    }
+
     /// The names of the sources, as the report gives them.
     pub fn source_names(&self) -> Vec<String> {
         let state = self.shared.lock();
@@ -323,6 +336,7 @@ impl Counter {
             channel,
             opened_j: Err("no window was opened".to_owned()),
             spent_j: [const { Ok(0.0) }; 3],
+            last_j: Err("no window has ended".to_owned()),
             windows: [0; 3],
             idle_w,
             recent: VecDeque::new(),
@@ -354,15 +368,26 @@ impl Counter {
 
     fn close(&mut self, purpose: Purpose, reading: &Result<f64, String>) {
         self.windows[purpose.index()] += 1;
+        self.last_j = match (&self.opened_j, reading) {
+            (Ok(opened_j), Ok(closed_j)) => Ok(closed_j - opened_j),
+            (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
+        };
         let spent_j = &mut self.spent_j[purpose.index()];
-        match (&self.opened_j, reading) {
-            (Ok(opened_j), Ok(closed_j)) => {
-                if let Ok(total_j) = spent_j {
-                    *total_j += closed_j - opened_j;
-                }
-            }
+        match (&self.last_j, &mut *spent_j) {
+            (Ok(last_j), Ok(total_j)) => *total_j += last_j,
             // One window that could not be read leaves the total incomplete for good.
-            (Err(reason), _) | (_, Err(reason)) => *spent_j = Err(reason.clone()),
+            (Err(reason), _) => *spent_j = Err(reason.clone()),
+            (Ok(_), Err(_)) => {}
+        }
+    }
+
+    /// Joules of the window that ended last.
+    fn last_j(&self) -> Quantity {
+        match (&self.channel, &self.last_j) {
+            (Channel::Source(source), Ok(energy_j)) => source.label(*energy_j),
+            (_, Err(reason)) | (Channel::Missing { reason, .. }, _) => {
+                Quantity::unavailable(reason)
+            }
         }
     }
 

@@ -200,6 +200,11 @@ impl Meter {
         self.memory.sample(self.clock.now_s());
     }
 
+    /// Joules of the window that ended last, all components together.
+    pub fn last_window_j(&self) -> Quantity {
+        self.energy.last_j()
+    }
+
     /// Runs `work` in a window of its own, with `synchronise` before and after it, and goes back
     /// to the window that was open.
     pub fn within<T>(

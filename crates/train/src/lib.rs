@@ -43,7 +43,10 @@ mod upload;
 mod usage;
 
 pub use ablation::{Sources, ablate};
-pub use bench::{BenchTask, StepBenchOptions, StepBenchReport, step_bench};
+pub use bench::{
+    BenchTask, OperationProfile, OtherTimes, PhaseTimes, Spread, StepBenchOptions, StepBenchReport,
+    StepProfile, WindowReport, step_bench,
+};
 pub use bench_kernels::{
     BlockShape, KernelBenchOptions, KernelBenchReport, OperationTime, kernel_bench,
 };

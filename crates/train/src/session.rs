@@ -304,6 +304,13 @@ pub(crate) fn describe_work(
     spec: DeviceSpec,
     dtype: Dtype,
 ) -> Result<(), TrainError> {
+    describe_model(meter, model, spec);
+    meter.set_peak(peak_flops(model.device(), spec, dtype, &QUICK_PRODUCT)?);
+    Ok(())
+}
+
+/// Tells the meter what a token costs.
+pub(crate) fn describe_model(meter: &mut Meter, model: &Model, spec: DeviceSpec) {
     let size = model.size();
     meter.set_flop_model(FlopModel {
         base_parameters: size.base_parameters,
@@ -318,49 +325,74 @@ pub(crate) fn describe_work(
     if size.encoder_parameters + size.tower_parameters > 0 {
         meter.note("MFU counts the operations of the backbone alone: those of modality encoders and towers come on top.");
     }
-    let precision = if dtype == Dtype::F32 {
-        Precision::F32
-    } else {
-        Precision::Half
-    };
-    let name = describe(model.device());
-    let stated = if spec.is_asynchronous() {
-        PeakFlops::of_gpu(&name, precision)
-    } else {
-        None
-    };
-    meter.set_peak(match stated {
-        Some(peak) => peak,
-        None => measured_peak(model.device(), dtype)?,
-    });
     if spec.is_asynchronous() {
         meter.note("The device works while the host goes on: the time of a phase is until the host went on, and the wait for the device counts as backward.");
     }
-    Ok(())
 }
 
-/// The fastest of a few products of two square matrices.
-fn measured_peak(device: &Device, dtype: Dtype) -> Result<PeakFlops, TrainError> {
-    const SIDE: usize = 1024;
-    let matrix = || {
-        Tensor::<2>::random([SIDE, SIDE], Distribution::Uniform(-1.0, 1.0), device)
-            .cast(DType::from(float_dtype(dtype)))
+/// What the device could do at most: what its data sheet states, or else the fastest of products with
+/// these sides.
+pub(crate) fn peak_flops(
+    device: &Device,
+    spec: DeviceSpec,
+    dtype: Dtype,
+    sides: &[usize],
+) -> Result<PeakFlops, TrainError> {
+    let precision = match dtype {
+        Dtype::F32 => Precision::F32,
+        Dtype::Bf16 | Dtype::F16 => Precision::Half,
     };
-    let (left, right) = (matrix(), matrix());
-    let mut best_s = f64::INFINITY;
-    for _ in 0..4 {
-        synchronise(device, "measuring the peak")?;
-        let started = std::time::Instant::now();
-        let product = calor_kernels::matmul(left.clone(), right.clone());
-        synchronise(device, "measuring the peak")?;
-        best_s = best_s.min(started.elapsed().as_secs_f64());
-        drop(product);
+    let stated = match spec.is_asynchronous() {
+        true => PeakFlops::of_gpu(&describe(device), precision),
+        false => None,
+    };
+    match stated {
+        Some(peak) => Ok(peak),
+        None => fastest_product(device, dtype, sides),
     }
-    let flops_per_s = 2.0 * (SIDE as f64).powi(3) / best_s.max(1e-9);
+}
+
+/// Sides of products that a run's start can wait for.
+pub(crate) const QUICK_PRODUCT: [usize; 1] = [1024];
+/// Sides of products that show what a device can do, up to where a product takes long enough.
+pub(crate) const LARGE_PRODUCTS: [usize; 4] = [1024, 2048, 4096, 8192];
+
+/// The fastest of a few products of square matrices, ever larger ones until one of them takes a
+/// twentieth of a second.
+pub(crate) fn fastest_product(
+    device: &Device,
+    dtype: Dtype,
+    sides: &[usize],
+) -> Result<PeakFlops, TrainError> {
+    const LONG_S: f64 = 0.05;
+    let (mut fastest, mut fastest_side) = (0.0, 0);
+    for &side in sides {
+        let matrix = || {
+            Tensor::<2>::random([side, side], Distribution::Uniform(-1.0, 1.0), device)
+                .cast(DType::from(float_dtype(dtype)))
+        };
+        let (left, right) = (matrix(), matrix());
+        let mut best_s = f64::INFINITY;
+        for _ in 0..4 {
+            synchronise(device, "measuring the peak")?;
+            let started = std::time::Instant::now();
+            let product = calor_kernels::matmul(left.clone(), right.clone());
+            synchronise(device, "measuring the peak")?;
+            best_s = best_s.min(started.elapsed().as_secs_f64());
+            drop(product);
+        }
+        let flops_per_s = 2.0 * (side as f64).powi(3) / best_s.max(1e-9);
+        if flops_per_s > fastest {
+            (fastest, fastest_side) = (flops_per_s, side);
+        }
+        if best_s > LONG_S {
+            break;
+        }
+    }
     Ok(PeakFlops::Measured {
-        flops_per_s,
+        flops_per_s: fastest,
         source: format!(
-            "fastest of four {SIDE}×{SIDE}×{SIDE} products in {}",
+            "fastest of four {fastest_side}×{fastest_side}×{fastest_side} products in {}",
             dtype_name(dtype)
         ),
     })

@@ -26,7 +26,12 @@ pub struct TrainStep {
     watch_adapter: bool,
     /// Where activations are f16.
     pub loss_scale: Option<LossScale>,
+    /// Told of the end of every phase, where someone measures them: the device may not be there yet.
+    pub(crate) phase_end: Option<PhaseEnd>,
 }
+
+/// See [`TrainStep::phase_end`].
+pub(crate) type PhaseEnd = Box<dyn Fn(Phase) + Send + Sync>;
 
 /// A step that was done.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +61,7 @@ impl TrainStep {
             max_grad_norm,
             watch_adapter: has_adapter,
             loss_scale: None,
+            phase_end: None,
         }
     }
 
@@ -164,6 +170,7 @@ impl TrainStep {
         // before anything is updated.
         let (loss, grad_norm) =
             meter.time(Phase::Backward, || read_loss_and_norm(losses, &gradients))?;
+        self.ended(Phase::Backward);
         let mut grad_norm = grad_norm;
         if let Some(scale) = &mut self.loss_scale {
             if loss.is_finite() && !grad_norm.is_finite() && scale.overflowed() {
@@ -205,6 +212,7 @@ impl TrainStep {
                 None => Ok(Vec::new()),
             }
         })?;
+        self.ended(Phase::Optimizer);
         Ok(StepResult {
             loss,
             grad_norm: Some(grad_norm),
@@ -225,9 +233,11 @@ impl TrainStep {
         let mut gradients = AccumulatedGradients::default();
         let mut losses: Vec<Tensor<1>> = Vec::new();
         while let Some(batch) = meter.time(Phase::Data, || micro_batches.next()) {
+            self.ended(Phase::Data);
             let started = std::time::Instant::now();
             let loss = forward(model, batch, meter)? / supervised;
             meter.add_phase(Phase::Forward, started.elapsed().as_secs_f64());
+            self.ended(Phase::Forward);
             meter.time(Phase::Backward, || {
                 let mut found = match &self.loss_scale {
                     Some(scale) => (loss.clone() * scale.factor()).backward(),
@@ -236,8 +246,15 @@ impl TrainStep {
                 gradients.add(model, &mut found);
                 losses.push(loss.inner());
             });
+            self.ended(Phase::Backward);
         }
         Ok((gradients, losses))
+    }
+
+    fn ended(&self, phase: Phase) {
+        if let Some(phase_end) = &self.phase_end {
+            phase_end(phase);
+        }
     }
 
     /// Copies of the adapter's tensors (they share memory until one is changed).

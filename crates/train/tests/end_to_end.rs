@@ -478,10 +478,14 @@ fn a_bench_runs_the_steps_of_training() {
             adapter: None,
             lora: calor_train::lora_options(&home.recipe(&["adapter.dropout=0"]).adapter).unwrap(),
             data: None,
+            pack: false,
             batch: 4,
             seq: 16,
-            steps: 12,
+            windows: 2,
+            steps: 6,
             warmup: 2,
+            profiled_steps: 2,
+            large_products: false,
             learning_rate: 1e-2,
             max_grad_norm: 1.0,
             seed: 0,
@@ -490,6 +494,7 @@ fn a_bench_runs_the_steps_of_training() {
             recompute: Default::default(),
             quantization: None,
             energy: home.recipe(&[]).energy,
+            recipe: None,
         };
         let report = calor_train::step_bench(&options).unwrap();
         assert_eq!((report.losses.len(), report.step_s.len()), (14, 12));

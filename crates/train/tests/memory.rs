@@ -250,10 +250,14 @@ fn measured(
         adapter: None,
         lora: lora.clone(),
         data: None,
+        pack: false,
         batch: rows.count,
         seq: rows.seq,
+        windows: 1,
         steps: 2,
         warmup: 0,
+        profiled_steps: 0,
+        large_products: false,
         learning_rate: 1e-4,
         max_grad_norm: 1.0,
         seed: 0,
@@ -265,6 +269,7 @@ fn measured(
             idle_window_s: 0.0,
             ..EnergyOptions::default()
         },
+        recipe: None,
     };
     let before = LIVE.load(Ordering::Relaxed);
     MOST.store(before, Ordering::Relaxed);

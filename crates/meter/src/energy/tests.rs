@@ -67,13 +67,19 @@ fn windows_of_different_purposes_are_kept_apart_and_leave_no_gap() {
     clock.advance(100.0); // nothing is open: counted nowhere
     meter.begin(Purpose::Training);
     clock.advance(3.0);
+    assert_eq!(
+        meter.last_j(),
+        Quantity::unavailable("host: no window has ended")
+    );
     meter.begin(Purpose::Evaluation);
+    assert_eq!(meter.last_j().value(), Some(30.0));
     clock.advance(2.0);
     meter.begin(Purpose::Training);
     clock.advance(4.0);
     meter.end();
     meter.end();
     clock.advance(100.0);
+    assert_eq!(meter.last_j().value(), Some(40.0));
     assert_eq!(gross_j(&meter, Purpose::Training).value(), Some(70.0));
     assert_eq!(gross_j(&meter, Purpose::Evaluation).value(), Some(20.0));
     assert_eq!(
@@ -126,6 +132,8 @@ fn a_source_that_fails_in_a_window_makes_its_total_unavailable_for_good() {
     meter.begin(Purpose::Training);
     clock.advance(1.0);
     meter.end();
+    // The window itself was read.
+    assert_eq!(meter.last_j().value(), Some(10.0));
     for purpose in [Purpose::Training, Purpose::Evaluation] {
         let energy = gross_j(&meter, purpose);
         assert!(energy.value().is_none(), "{energy:?}");
