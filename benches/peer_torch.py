@@ -1,18 +1,39 @@
 #!/usr/bin/env python3
 """A LoRA step of calor beside the same step of PyTorch + PEFT, on this machine.
 
-usage: python benches/peer_torch.py [--device cpu] [--dtype f32] [--json] [options]
+usage: python benches/peer_torch.py [--dtype f32] [--torch-variants eager …] [--ragged HOW]
+                                    [--dropout P] [--json] [options]
 
 Two cases: SmolLM2-135M, 2 × 256 tokens, next-token loss; and MiniLM, 32 × 128 tokens, a binary
-classifier of the whole sequence. Both with LoRA of rank 16 on all linear layers, AdamW, gradients
-clipped at 1, every row full (no padding on either side).
+classifier of the whole sequence. Both with LoRA of rank 16 on all linear layers, AdamW and gradients
+clipped at 1. PyTorch's variants, each beside what calor has for the same purpose:
+
+  eager                   as PEFT's users run it: scaled-dot-product attention, fused AdamW, gradients
+                          set to none. Beside calor's plain step.
+  compile                 the same through torch.compile (on the CPU it needs a C++ compiler); its
+                          compilation falls into the warm-up. Beside calor's plain step.
+  checkpointing           eager, every block recomputed in the backward pass, not reentrant. Beside
+                          calor with --recompute all.
+  compile-checkpointing   both. Beside calor with --recompute all.
 
 How it is kept fair: both sides start from the same adapter file and take the same batch file;
-the losses of the first steps are compared first, and nothing is timed when they differ; each run
-is a process of its own with all cores, so its peak memory is its own; runs go A B B A, so that a
-machine that warms up or slows down does so for both; the median step counts. PyTorch runs as
-PEFT's users run it at its best without compiling: scaled-dot-product attention, fused AdamW,
-gradients set to none, no mask where nothing is padded, no dropout modules with work to do.
+before anything of a case is timed, the losses of the first steps are compared for every variant, and
+nothing is timed when they differ; each run is a process of its own with all cores, so its peak
+memory is its own; runs go A B B A within a variant, so that a machine that warms up or slows down
+does so for both; the median step counts.
+
+Rows are full, with no padding and no mask on either side, unless --ragged says otherwise: then they
+are padded to the longest, from a quarter of it on. `padded` gives both sides the same padded tensor
+and mask, so both compute the same positions. `packed` lets calor put the rows one behind the other,
+as its training does, while PyTorch pads, as Transformers' collators do: the same sequences, the same
+losses, and what each engine makes of them. Tokens a second are those of the sequences, never padding.
+
+Dropout is 0 unless --dropout says otherwise: then both adapters have it while they are timed. The two
+engines draw different masks, so losses are compared without it.
+
+In bf16 the frozen weights and the activations are bf16 on both sides, adapters f32 (PEFT's
+autocast_adapter_dtype); losses may differ by 2e-2 then, by 1e-3 in f32. PyTorch keeps a classifier's
+head in bf16, calor in f32.
 
 Joules are RAPL's of the whole machine where they can be read, else processor seconds times the
 stated watts of calor's meter on both sides, and then called modelled.
@@ -28,23 +49,31 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from torch_step import LEARNING_RATE, WATTS_PER_BUSY_CORE
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 REFERENCES = ROOT / "scripts" / "references"
-LEARNING_RATE = 2e-4
-WATTS_PER_BUSY_CORE = 10.0
-"""The default of calor's [energy] section; checked against what calor reports."""
-LOSS_TOLERANCE = 1e-3
+LOSS_TOLERANCE = {"f32": 1e-3, "bf16": 2e-2}
+"""Relative; bf16 has 8 bits of fraction."""
 CHECKED_STEPS = 3
+VARIANTS = {
+    "eager": ([], []),
+    "compile": ([], ["--compile"]),
+    "checkpointing": (["--recompute", "all"], ["--checkpointing"]),
+    "compile-checkpointing": (["--recompute", "all"], ["--compile", "--checkpointing"]),
+}
+"""What calor's and PyTorch's side are given."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +84,6 @@ class Case:
     task: str
     batch: int
     seq: int
-
-    @property
-    def tokens(self) -> int:
-        return self.batch * self.seq
 
 
 CASES = [
@@ -73,14 +98,11 @@ class BenchError(Exception):
 
 def main() -> None:
     options = parse()
-    if options.side:
-        torch_side(options)
-        return
     rows = []
     for case in CASES:
         if options.only and case.model not in options.only:
             continue
-        rows.append(compare(case, options))
+        rows.extend(compare(case, options))
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
@@ -90,7 +112,25 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu"], default="cpu")
-    parser.add_argument("--dtype", choices=["f32"], default="f32")
+    parser.add_argument("--dtype", choices=list(LOSS_TOLERANCE), default="f32")
+    parser.add_argument(
+        "--torch-variants",
+        nargs="+",
+        choices=list(VARIANTS),
+        default=["eager"],
+        metavar="VARIANT",
+        help="eager (default), compile, checkpointing, compile-checkpointing",
+    )
+    parser.add_argument(
+        "--ragged",
+        nargs="?",
+        const="padded",
+        choices=["padded", "packed"],
+        help="rows of unequal lengths: padded for both (default of the option), or packed by calor",
+    )
+    parser.add_argument(
+        "--dropout", type=float, default=0.0, metavar="P", help="of the adapter, while it is timed"
+    )
     parser.add_argument("--json", action="store_true", help="rows as JSON on stdout")
     parser.add_argument(
         "--calor", type=Path, default=TARGET / "release" / "calor", metavar="BINARY"
@@ -107,52 +147,82 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2, help="steps before them (default 2)")
     parser.add_argument("--rounds", type=int, default=1, help="times A B B A is run (default 1)")
     parser.add_argument("--torch-only", action="store_true", help="PyTorch's side alone, no ratio")
-    # How this script calls itself, for PyTorch's side in a process of its own.
-    for name in ("--side", "--model", "--task", "--adapter", "--data"):
-        parser.add_argument(name, help=argparse.SUPPRESS)
-    parser.add_argument("--side-device", default="cpu", help=argparse.SUPPRESS)
-    parser.add_argument("--side-dtype", choices=["f32", "bf16"], default="f32", help=argparse.SUPPRESS)
-    for name in ("--checkpointing", "--compile", "--adapter-in-dtype"):
-        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.steps < 1 or options.warmup < 0 or options.rounds < 1:
         parser.error("--steps and --rounds take at least 1, --warmup at least 0")
+    if options.warmup < 1 and any("compile" in one for one in options.torch_variants):
+        parser.error("torch.compile compiles in the first step: give --warmup at least 1")
+    if not 0 <= options.dropout < 1:
+        parser.error("--dropout is a share, at least 0 and below 1")
     return options
 
 
-def compare(case: Case, options: argparse.Namespace) -> dict:
-    """One row: losses first, then the timed runs."""
+@dataclass(frozen=True)
+class Work:
+    """What both sides of a case are given."""
+
+    case: Case
+    folder: Path
+    adapter: Path
+    data: Path
+    dtype: str
+    pack: bool
+    calor: Path
+
+
+def compare(case: Case, options: argparse.Namespace) -> list[dict]:
+    """A row a variant: the losses of all of them first, then the timed runs."""
     folder = checkpoint(case, options.models)
-    work = prepare(case, folder)
+    prepared = prepare(case, folder, bool(options.ragged))
     calor = options.calor
     if not options.torch_only and not calor.is_file():
         raise BenchError(f"{calor} is not there: `cargo build --release`, or name it with --calor")
-    sides = {
-        "calor": lambda steps, warmup: run_calor(case, folder, work, calor, steps, warmup),
-        "pytorch": lambda steps, warmup: run_torch(case, folder, work, steps, warmup),
-    }
-    order = ["calor", "pytorch", "pytorch", "calor"]
-    if options.torch_only:
-        del sides["calor"]
-        order = ["pytorch", "pytorch"]
+    checked = Work(
+        case,
+        folder,
+        prepared / "initial",
+        prepared / "batch.safetensors",
+        options.dtype,
+        options.ragged == "packed",
+        calor,
+    )
+    differences = {}
+    if not options.torch_only:
+        for variant in options.torch_variants:
+            differences[variant] = check_losses(checked, variant)
+    timed = replace(checked, adapter=with_dropout(checked.adapter, options.dropout))
+    return [time_variant(timed, variant, differences, options) for variant in options.torch_variants]
+
+
+def time_variant(
+    work: Work, variant: str, differences: dict[str, float], options: argparse.Namespace
+) -> dict:
+    case = work.case
+    order = ["pytorch", "pytorch"] if options.torch_only else ["calor", "pytorch", "pytorch", "calor"]
+    tokens, padded = tokens_of(work.data)
     row = {
         "model": case.model,
         "task": case.task,
+        "variant": variant,
         "batch": case.batch,
         "seq": case.seq,
+        "tokens": tokens,
+        "padded_tokens": padded,
+        "ragged": options.ragged,
+        "dropout": options.dropout,
         "device": options.device,
         "dtype": options.dtype,
         "cores": len(os.sched_getaffinity(0)),
         "processor": processor(),
     }
-    if not options.torch_only:
-        row["loss_relative_difference"] = check_losses(case, sides)
-    runs: dict[str, list[dict]] = {name: [] for name in sides}
+    if variant in differences:
+        row["loss_relative_difference"] = differences[variant]
+    runs: dict[str, list[dict]] = {name: [] for name in order}
     for turn in order * options.rounds:
-        say(f"{case.model}: {turn}, {options.warmup} + {options.steps} steps")
-        runs[turn].append(sides[turn](options.steps, options.warmup))
-    for name in sides:
-        row.update({f"{name}_{key}": value for key, value in summary(case, runs[name]).items()})
+        say(f"{case.model}, {variant}: {turn}, {options.warmup} + {options.steps} steps")
+        runs[turn].append(SIDES[turn](work, variant, options.steps, options.warmup))
+    for name, found in runs.items():
+        row.update({f"{name}_{key}": value for key, value in summary(case, tokens, found).items()})
     if not options.torch_only:
         sources = {row["calor_energy_status"], row["pytorch_energy_status"]}
         if len(sources) != 1:
@@ -173,12 +243,12 @@ def checkpoint(case: Case, models: Path) -> Path:
     return folder
 
 
-def prepare(case: Case, folder: Path) -> Path:
+def prepare(case: Case, folder: Path, ragged: bool) -> Path:
     """The initial adapter and the batch, the same on every machine."""
-    work = TARGET / "bench" / "peer_torch" / case.script
+    work = TARGET / "bench" / "peer_torch" / (f"{case.script}-ragged" if ragged else case.script)
     command = [sys.executable, REFERENCES / "peft_steps.py", folder, "--task", case.task]
     command += ["--out", work, "--batch", str(case.batch), "--seq", str(case.seq)]
-    command += ["--full", "--prepare-only"]
+    command += [*([] if ragged else ["--full"]), "--prepare-only"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise BenchError(
@@ -188,35 +258,64 @@ def prepare(case: Case, folder: Path) -> Path:
     return work
 
 
-def check_losses(case: Case, sides: dict) -> float:
+def with_dropout(adapter: Path, dropout: float) -> Path:
+    """The adapter, or a copy whose `lora_dropout` is another."""
+    if dropout == 0:
+        return adapter
+    copy = adapter.with_name(f"{adapter.name}-dropout")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(adapter, copy)
+    path = copy / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["lora_dropout"] = dropout
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return copy
+
+
+def tokens_of(data: Path) -> tuple[int, int]:
+    """Tokens of the batch without and with its padding."""
+    content = data.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    start, end = header["attention_mask"]["data_offsets"]
+    mask = memoryview(content)[8 + length + start : 8 + length + end].cast("q")
+    return sum(mask), len(mask)
+
+
+def check_losses(work: Work, variant: str) -> float:
     """The largest relative difference of the first steps' losses; an error above the tolerance."""
-    say(f"{case.model}: comparing the losses of {CHECKED_STEPS} steps")
-    ours = sides["calor"](CHECKED_STEPS, 0)["losses"]
-    theirs = sides["pytorch"](CHECKED_STEPS, 0)["losses"]
+    model = work.case.model
+    say(f"{model}, {variant}: comparing the losses of {CHECKED_STEPS} steps")
+    ours, theirs = (SIDES[side](work, variant, CHECKED_STEPS, 0)["losses"] for side in ("calor", "pytorch"))
     if len(ours) != CHECKED_STEPS or len(theirs) != CHECKED_STEPS:
-        raise BenchError(f"{case.model}: {len(ours)} and {len(theirs)} losses, {CHECKED_STEPS} wanted")
+        raise BenchError(f"{model}: {len(ours)} and {len(theirs)} losses, {CHECKED_STEPS} wanted")
     difference = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs))
-    if not difference <= LOSS_TOLERANCE:
+    if not difference <= LOSS_TOLERANCE[work.dtype]:
         raise BenchError(
-            f"{case.model}: the losses differ by {difference:.2g} (calor {ours}, PyTorch {theirs}): "
+            f"{model}, {variant}: the losses differ by {difference:.2g} (calor {ours}, PyTorch {theirs}): "
             "not timed, because the two sides do not compute the same thing"
         )
     return difference
 
 
-def run_calor(case: Case, folder: Path, work: Path, calor: Path, steps: int, warmup: int) -> dict:
-    command = [calor, "bench", "step", "--model", folder, "--task", case.task]
-    command += ["--adapter", work / "initial", "--data", work / "batch.safetensors"]
-    command += ["--steps", str(steps), "--warmup", str(warmup)]
+def run_calor(work: Work, variant: str, steps: int, warmup: int) -> dict:
+    command = [work.calor, "bench", "step", "--model", work.folder, "--task", work.case.task]
+    command += ["--adapter", work.adapter, "--data", work.data, "--dtype", work.dtype]
+    command += ["--windows", "1", "--steps", str(steps), "--warmup", str(warmup), "--profiled-steps", "0"]
     command += ["--learning-rate", str(LEARNING_RATE), "--device", "cpu", "--json"]
-    return run_side(f"{case.model}: calor", command)
+    command += VARIANTS[variant][0] + (["--pack"] if work.pack else [])
+    return run_side(f"{work.case.model}: calor", command)
 
 
-def run_torch(case: Case, folder: Path, work: Path, steps: int, warmup: int) -> dict:
-    command = [sys.executable, Path(__file__).resolve(), "--side", "torch", "--model", folder]
-    command += ["--task", case.task, "--adapter", work / "initial"]
-    command += ["--data", work / "batch.safetensors", "--steps", str(steps), "--warmup", str(warmup)]
-    return run_side(f"{case.model}: PyTorch", command)
+def run_torch(work: Work, variant: str, steps: int, warmup: int) -> dict:
+    command = [sys.executable, Path(__file__).resolve().with_name("torch_step.py")]
+    command += ["--model", work.folder, "--task", work.case.task, "--adapter", work.adapter]
+    command += ["--data", work.data, "--dtype", work.dtype]
+    command += ["--steps", str(steps), "--warmup", str(warmup)]
+    return run_side(f"{work.case.model}: PyTorch", command + VARIANTS[variant][1])
+
+
+SIDES = {"calor": run_calor, "pytorch": run_torch}
 
 
 def run_side(name: str, command: list, on_gpu: bool = False, timeout_s: float | None = None) -> dict:
@@ -254,14 +353,14 @@ def run_side(name: str, command: list, on_gpu: bool = False, timeout_s: float | 
     return result
 
 
-def summary(case: Case, runs: list[dict]) -> dict:
+def summary(case: Case, tokens: int, runs: list[dict]) -> dict:
     steps_s = [seconds for run in runs for seconds in run["step_s"]]
-    timed_tokens = case.tokens * len(steps_s)
+    timed_tokens = tokens * len(steps_s)
     found = {
         "step_s": statistics.median(steps_s),
         "step_s_shortest": min(steps_s),
         "step_s_longest": max(steps_s),
-        "tokens_per_s": case.tokens / statistics.median(steps_s),
+        "tokens_per_s": tokens / statistics.median(steps_s),
         "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
     }
     energies = [energy_of(run) for run in runs]
@@ -287,125 +386,16 @@ def energy_of(run: dict) -> tuple[float, str, str]:
     return energy["value"], energy["status"], energy["source"]
 
 
-def torch_side(options: argparse.Namespace) -> None:
-    """PyTorch's steps in this process; prints what `calor bench step --json` prints."""
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, str(REFERENCES))
-    import peft_steps
-    import torch
-    from safetensors.torch import load_file
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.manual_seed(0)
-    on_gpu = options.side_device != "cpu"
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[options.side_dtype]
-    settings = peft_steps.Settings(
-        steps=options.warmup + options.steps, learning_rate=LEARNING_RATE
-    )
-    base = peft_steps.load_base(Path(options.model), options.task, attention="sdpa", dtype=dtype)
-    base.config.use_cache = False
-    model = peft_steps.load_trainable(
-        base, Path(options.adapter), autocast_adapter_dtype=not options.adapter_in_dtype
-    )
-    model = model.to(options.side_device).train()
-    if options.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
-    optimizer = peft_steps.optimizer_for(model, settings, fused=True)
-    if options.compile:
-        model = torch.compile(model)
-    batch = load_file(options.data)
-    if not bool(batch.pop("attention_mask", torch.ones(1)).all()):
-        raise BenchError("the batch has padding: this bench compares full rows")
-    batch = {name: tensor.to(options.side_device) for name, tensor in batch.items()}
-    energy = GpuEnergy(options.side_device) if on_gpu else Energy()
-    losses, step_s = [], []
-    for index in range(settings.steps):
-        if index == options.warmup:
-            energy.start()
-        started = time.perf_counter()
-        # The loss and the norm are read at its end, which waits for the device.
-        loss, _ = peft_steps.step(model, optimizer, batch, settings, index)
-        if on_gpu:
-            torch.cuda.synchronize()
-        if index >= options.warmup:
-            step_s.append(time.perf_counter() - started)
-        losses.append(loss)
-    found = {"losses": losses, "step_s": step_s, "energy_j": energy.stop()}
-    if on_gpu:
-        found["device_peak_bytes"] = {"value": torch.cuda.max_memory_reserved()}
-        found["device_peak_allocated_bytes"] = torch.cuda.max_memory_allocated()
-    print(json.dumps(found))
-
-
-class GpuEnergy:
-    """Joules of the whole card between `start` and `stop`, from NVML's counter."""
-
-    def __init__(self, device: str):
-        import pynvml
-
-        pynvml.nvmlInit()
-        self.nvml = pynvml
-        # As CUDA numbers them where CUDA_VISIBLE_DEVICES is not set and the order is PCI's.
-        self.handle = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
-
-    def start(self) -> None:
-        self.before_mj = self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
-
-    def stop(self) -> dict:
-        used_mj = self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) - self.before_mj
-        return {"status": "measured", "value": used_mj * 1e-3, "source": "NVML total energy"}
-
-
-class Energy:
-    """Joules between `start` and `stop` by the rules of calor's meter.
-
-    RAPL: the packages of the control type intel-rapl and the dram zones below them. Where they
-    cannot be read: this process's user and system time × WATTS_PER_BUSY_CORE.
-    """
-
-    def __init__(self, root: Path = Path("/sys/class/powercap")):
-        self.zones = []
-        try:
-            for zone in sorted(root.glob("intel-rapl:*")):
-                name = (zone / "name").read_text().strip()
-                if name.startswith("package-") or name == "dram":
-                    self.zones.append((name, zone, int((zone / "max_energy_range_uj").read_text())))
-            self._counters()
-        except (OSError, ValueError):
-            self.zones = []
-
-    def _counters(self) -> list[int]:
-        return [int((zone / "energy_uj").read_text()) for _, zone, _ in self.zones]
-
-    def start(self) -> None:
-        self.before_uj = self._counters()
-        self.before_s = time.process_time()
-
-    def stop(self) -> dict:
-        cpu_time_s = time.process_time() - self.before_s
-        if self.zones:
-            # A counter that went round once comes back below where it was.
-            used_uj = sum(
-                after - before if after >= before else after - before + limit
-                for (_, _, limit), before, after in zip(self.zones, self.before_uj, self._counters())
-            )
-            names = " + ".join(name for name, _, _ in self.zones)
-            source = f"RAPL {names} (whole machine, powercap counters)"
-            return {"status": "measured", "value": used_uj * 1e-6, "source": source}
-        return {
-            "status": "modelled",
-            "value": cpu_time_s * WATTS_PER_BUSY_CORE,
-            "source": f"model: processor time of this process × {WATTS_PER_BUSY_CORE:g} W a busy core",
-            "inputs": {"cpu_time_s": cpu_time_s, "watts_per_busy_core": WATTS_PER_BUSY_CORE},
-        }
-
-
 def print_table(rows: list[dict]) -> None:
     """For people: one line a side, the ratios below."""
     for row in rows:
         shape = f"{row['batch']} × {row['seq']} tokens"
+        if row["ragged"]:
+            shape = f"{row['tokens']} of {shape}, {row['ragged']}"
+        if row["dropout"]:
+            shape += f", dropout {row['dropout']}"
         print(f"{row['model']}, {shape}, {row['task']}, {row['device']} {row['dtype']}, {row['cores']} cores")
+        print(f"  PyTorch {row['variant']}")
         print(f"  {'':8} {'tokens/s':>9} {'s/step':>8} {'J/step':>8} {'mJ/token':>9} {'peak MiB':>9}")
         for side in ("calor", "pytorch"):
             if f"{side}_tokens_per_s" not in row:
