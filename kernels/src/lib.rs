@@ -60,7 +60,23 @@ pub mod reference {
     pub use crate::rotary::reference::rotary;
 }
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use burn::tensor::{DType, Tensor};
+
+static REFERENCES: AtomicBool = AtomicBool::new(false);
+
+/// Whether every operation of this process takes its plain reference from here on, for measuring what
+/// the kernels gain. It takes far more memory, and on a GPU far longer. Products of two matrices stay
+/// as they are, since burn's own round f32 on a GPU, and so does [`recompute`], which has no other way.
+pub fn use_references(on: bool) {
+    REFERENCES.store(on, Ordering::Relaxed);
+}
+
+/// See [`use_references`].
+pub(crate) fn references() -> bool {
+    REFERENCES.load(Ordering::Relaxed)
+}
 
 /// Names the folder where kernels that were compiled for a GPU are kept from one run to the next;
 /// before a GPU is opened.
@@ -97,11 +113,12 @@ pub fn multiplies_halves() -> bool {
 }
 
 /// Whether the hand-written CPU kernels serve this tensor: Flex device; f32, or bf16 and f16, which
-/// they store and compute in f32.
+/// they store and compute in f32; and no references are asked for.
 fn on_cpu<const D: usize>(tensor: &Tensor<D>) -> bool {
     #[cfg(feature = "cpu")]
     {
-        matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16)
+        !references()
+            && matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F16)
             && cpu::is_flex(&tensor.device())
     }
     #[cfg(not(feature = "cpu"))]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use calor_meter::{EnergyOptions, PeakFlops, Quantity};
 use calor_model::{LoraOptions, Quantization, Recompute, RecomputedBlocks};
-use calor_train::recipe::{Dtype, Recipe};
+use calor_train::recipe::{Dtype, KernelChoice, Recipe};
 use calor_train::{BenchTask, Spread, StepBenchOptions, StepBenchReport, step_bench};
 use clap::ValueEnum;
 
@@ -92,6 +92,9 @@ pub struct Step {
     /// Keeps the inputs of those blocks in the host's memory
     #[arg(long)]
     offload: bool,
+    /// What operations are computed with [default: fused]
+    #[arg(long, value_enum)]
+    kernels: Option<Kernels>,
     /// Bits of the backbone's frozen linear layers [default: none]
     #[arg(long, value_enum)]
     quantization: Option<Bits>,
@@ -109,6 +112,14 @@ enum Task {
     CausalLm,
     /// Mean cross-entropy of two classes, a label a row
     SequenceClassification,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kernels {
+    /// Kernels, where the device has them
+    Fused,
+    /// Each in plain tensor operations, to measure what the kernels gain: slower, and far more memory
+    Reference,
 }
 
 fn recomputed_blocks(text: &str) -> Result<RecomputedBlocks, String> {
@@ -214,6 +225,11 @@ impl Step {
         });
         give("train.recompute", recompute);
         give("train.offload", self.offload.then(|| "true".to_owned()));
+        let kernels = self.kernels.map(|kernels| match kernels {
+            Kernels::Fused => "fused",
+            Kernels::Reference => "reference",
+        });
+        give("train.kernels", kernels.map(str::to_owned));
         if let Some(bits) = self.quantization {
             let (name, double) = match bits {
                 Bits::None => ("none", true),
@@ -266,6 +282,10 @@ impl Step {
                 Some(Bits::Int8) => Some(Quantization::Int8),
                 Some(Bits::Nf4) => Some(Quantization::Nf4 { double: true }),
                 Some(Bits::Nf4Single) => Some(Quantization::Nf4 { double: false }),
+            },
+            kernels: match self.kernels {
+                None | Some(Kernels::Fused) => KernelChoice::Fused,
+                Some(Kernels::Reference) => KernelChoice::Reference,
             },
             energy: EnergyOptions::default(),
             recipe: None,
@@ -433,7 +453,7 @@ mod tests {
     fn flags_beside_a_recipe_are_its_keys() {
         let given = step(
             "r.toml --set train.seed=3 --model m --batch 4 --seq 64 --rank 8 --learning-rate 1e-4 \
-             --max-grad-norm 0 --dtype bf16 --recompute 2 --quantization nf4_single",
+             --max-grad-norm 0 --dtype bf16 --recompute 2 --kernels reference --quantization nf4_single",
         );
         assert_eq!(
             given.unwrap().assignments(),
@@ -447,6 +467,7 @@ mod tests {
                 "train.max_grad_norm=0.0",
                 "model.dtype=bf16",
                 "train.recompute=2",
+                "train.kernels=reference",
                 "model.quantization=nf4",
                 "model.double_quantization=false",
             ]

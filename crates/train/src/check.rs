@@ -79,6 +79,7 @@ pub struct Trial {
 /// Whatever would make the run fail.
 pub fn check(options: &RunOptions, observer: &mut dyn Observer) -> Result<CheckReport, TrainError> {
     let recipe = &options.recipe;
+    recipe.train.kernels.take();
     let device = open_device(options.device, recipe.model.dtype)?;
     let Opening {
         checkpoint,

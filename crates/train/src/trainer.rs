@@ -66,6 +66,7 @@ pub fn train(
 
     // Seeds come first. What the loop itself draws (order, dropout) follows by hashing from
     // the seed and the step; the device's own generator is used by nothing of ours.
+    recipe.train.kernels.take();
     let device = open_device(options.device, recipe.model.dtype)?;
     device.seed(derive(seed, "device", &[]));
 

@@ -11,7 +11,9 @@ use calor_train::artifacts::report::Outcome;
 use calor_train::{
     BenchTask, DeviceSpec, StepBenchOptions, StopFlag, TrainError, TrainOutcome, UseOptions,
 };
-use common::{AfterStep, Home, Kind, adapter_bytes, finish, losses, metrics, repeatable};
+use common::{
+    AfterStep, Home, Kind, POSITIONS, adapter_bytes, finish, losses, metrics, repeatable,
+};
 use serde_json::Value;
 
 #[test]
@@ -466,6 +468,57 @@ fn a_check_tries_a_step_and_names_what_would_fail() {
 }
 
 #[test]
+fn a_bench_takes_the_step_of_a_recipe() {
+    let home = Home::new(Kind::Bert);
+    for (kind, labels, rows) in [
+        ("binary", "sick", 2),
+        ("multiclass", "ward", 3),
+        ("regression", "sum", 2),
+    ] {
+        let recipe = home.recipe(&[
+            &format!("task.kind={kind}"),
+            &format!("task.labels={labels}"),
+            &format!("train.micro_batch={rows}"),
+            "train.optimizer=sgd",
+            "train.recompute=auto",
+        ]);
+        // Neither the cohort nor its labels are read.
+        let recipe = calor_train::recipe::Recipe {
+            cohort: Default::default(),
+            ..recipe
+        };
+        let report = calor_train::step_bench(&StepBenchOptions {
+            windows: 1,
+            steps: 2,
+            warmup: 0,
+            profiled_steps: 0,
+            large_products: false,
+            ..StepBenchOptions::of_recipe(recipe, home.path("checkpoint"), DeviceSpec::Cpu)
+        })
+        .unwrap();
+        assert_eq!((report.batch, report.seq), (rows, POSITIONS));
+        assert_eq!(serde_json::to_value(report.task).unwrap(), kind);
+        assert_eq!(report.recipe.as_deref(), Some("tiny"));
+        assert!(report.losses.iter().all(|loss| loss.is_finite()));
+        let notes = report.notes.join("\n");
+        assert!(
+            notes.contains("random") && notes.contains("8 patients"),
+            "{notes}"
+        );
+        assert_eq!(notes.contains("2 outputs"), kind == "multiclass", "{notes}");
+    }
+    let long = StepBenchOptions {
+        seq: POSITIONS + 1,
+        ..StepBenchOptions::of_recipe(home.recipe(&[]), home.path("checkpoint"), DeviceSpec::Cpu)
+    };
+    let error = calor_train::step_bench(&long).unwrap_err().to_string();
+    assert!(
+        error.contains(&format!("positions for {POSITIONS}")),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_bench_runs_the_steps_of_training() {
     for (kind, task) in [
         (Kind::Llama, BenchTask::CausalLm),
@@ -492,6 +545,7 @@ fn a_bench_runs_the_steps_of_training() {
             device: DeviceSpec::Cpu,
             dtype: calor_train::recipe::Dtype::F32,
             recompute: Default::default(),
+            kernels: calor_train::recipe::KernelChoice::Fused,
             quantization: None,
             energy: home.recipe(&[]).energy,
             recipe: None,
@@ -501,6 +555,18 @@ fn a_bench_runs_the_steps_of_training() {
         assert!(report.losses[13] < report.losses[0], "{:?}", report.losses);
         assert!(report.tokens_per_s > 0.0);
         assert_eq!(report.meter.throughput.training.counts.tokens, 12 * 64);
+        assert_eq!(report.windows.len(), 2);
+        let speed = &report.window_tokens_per_s;
+        assert!(0.0 < speed.least && speed.least <= speed.median && speed.median <= speed.most);
+        assert!(report.mfu.value().unwrap() > 0.0 && report.peak == report.fastest_product);
+        let profile = report.profile.as_ref().unwrap();
+        let phases = &profile.phases;
+        assert!(phases.forward_s > 0.0 && phases.backward_s > 0.0 && phases.optimizer_s > 0.0);
+        for name in ["lora_linear", "attention", "adamw"] {
+            let operation = profile.operations.iter().find(|one| one.name == name);
+            assert!(operation.unwrap().forward_calls > 0, "{name}");
+        }
+        assert!(profile.kernel_launches.value().is_none());
         let again = calor_train::step_bench(&options).unwrap();
         assert_eq!(
             report.losses, again.losses,

@@ -10,7 +10,7 @@ use calor_model::{
     Checkpoint, HeadOptions, LoraOptions, MemoryModel, ModelOptions, PassDevice, PassShape,
     Pooling, Problem, Recompute, RecomputedBlocks,
 };
-use calor_train::recipe::Dtype;
+use calor_train::recipe::{Dtype, KernelChoice};
 use calor_train::{BenchTask, DeviceSpec, StepBenchOptions, step_bench};
 use safetensors::tensor::{Dtype as FileDtype, TensorView};
 use serde_json::{Value, json};
@@ -265,6 +265,7 @@ fn measured(
         dtype,
         quantization: None,
         recompute,
+        kernels: KernelChoice::Fused,
         energy: EnergyOptions {
             idle_window_s: 0.0,
             ..EnergyOptions::default()

@@ -33,7 +33,8 @@ pub(super) fn serves(query: &Tensor<4>, key: &Tensor<4>, options: &AttentionOpti
     let same = key.dims()[1] == seq && key.dtype() == query.dtype();
     let half = matches!(query.dtype(), DType::BF16 | DType::F16);
     let scratch = Scratch::new(batch, seq, heads).bytes;
-    if !same
+    if crate::references()
+        || !same
         || !half
         || !head_dim.is_multiple_of(8)
         || head_dim > MOST_HEAD_DIM

@@ -6,8 +6,14 @@ pub(crate) mod rows;
 use burn::backend::DispatchDevice;
 use burn::tensor::Tensor;
 
-/// Whether the tensor lives on a device of CubeCL's.
+/// Whether the kernels for CubeCL's devices serve this tensor: it lives on one, and no references are
+/// asked for.
 pub(crate) fn serves<const D: usize>(tensor: &Tensor<D>) -> bool {
+    !crate::references() && holds(tensor)
+}
+
+/// Whether the tensor lives on a device of CubeCL's.
+pub(crate) fn holds<const D: usize>(tensor: &Tensor<D>) -> bool {
     let device = tensor.device().without_autodiff();
     matches!(device.as_dispatch(), DispatchDevice::Cube(_))
 }

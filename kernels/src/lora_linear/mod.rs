@@ -71,7 +71,7 @@ pub fn dropout(input: Tensor<3>, probability: f32, seed: u64) -> Tensor<3> {
 }
 
 /// See [`dropout_mask`]; none where nothing is dropped.
-fn mask(input: &Tensor<3>, lora: &Lora) -> Option<Tensor<3>> {
+pub(crate) fn mask(input: &Tensor<3>, lora: &Lora) -> Option<Tensor<3>> {
     (lora.dropout > 0.0).then(|| dropout_mask(input, lora.dropout, lora.dropout_seed))
 }
 

@@ -18,7 +18,7 @@ use burn::tensor::Tensor;
 /// - returns: `[…, rows, columns]`
 pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
-    if crate::gpu::serves(&lhs) {
+    if crate::gpu::holds(&lhs) {
         return cube::matmul(lhs, rhs);
     }
     lhs.matmul(rhs)

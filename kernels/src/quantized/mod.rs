@@ -199,6 +199,10 @@ pub fn quantized_linear(
     bias: Option<Tensor<1>>,
     lora: Option<&Lora>,
 ) -> Tensor<3> {
+    if crate::references() {
+        let mask = lora.and_then(|lora| lora_linear::mask(&input, lora));
+        return reference::quantized_linear(input, weight, bias, lora, mask);
+    }
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&input) {
         return lora_linear::cpu::dispatch_quantized(input, cpu::Weight::new(weight), bias, lora);

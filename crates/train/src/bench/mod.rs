@@ -98,6 +98,7 @@ pub fn step_bench(options: &StepBenchOptions) -> Result<StepBenchReport, TrainEr
         device: options.device.to_string(),
         device_description: describe_with_products(&bench.device),
         dtype: options.dtype,
+        kernels: options.kernels,
         notes: options.notes(&bench.batch),
         batch: bench.batch.0.rows,
         seq: bench.batch.0.seq,
@@ -146,6 +147,7 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn open(options: &'a StepBenchOptions) -> Result<Bench<'a>, TrainError> {
+        options.kernels.take();
         let device = open_device(options.device, options.dtype)?;
         device.seed(derive(options.seed, "device", &[]));
         let checkpoint = Checkpoint::open(&options.model)?;

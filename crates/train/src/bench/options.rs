@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::Batch;
 use crate::device::DeviceSpec;
-use crate::recipe::{Dtype, Recipe, TaskKind};
+use crate::recipe::{Dtype, KernelChoice, Recipe, TaskKind};
 use crate::session::frozen_weights;
 
 /// Classes of a head whose number a recipe leaves to the cohort.
@@ -82,6 +82,8 @@ pub struct StepBenchOptions {
     pub recompute: Recompute,
     /// Bits of the backbone's frozen linear layers.
     pub quantization: Option<Quantization>,
+    /// What operations are computed with.
+    pub kernels: KernelChoice,
     /// How energy is measured.
     pub energy: EnergyOptions,
     /// The recipe whose model, adapter and optimizer these are.
@@ -117,6 +119,7 @@ impl StepBenchOptions {
             // `auto` is resolved when the shapes are known.
             recompute: train.recompute().unwrap_or_default(),
             quantization: frozen.quantization,
+            kernels: train.kernels,
             energy: recipe.energy.clone(),
             recipe: Some(Box::new(recipe)),
         }
@@ -136,6 +139,12 @@ impl StepBenchOptions {
                 batch.0.rows
             )),
             Some(_) => {}
+        }
+        if self.kernels == KernelChoice::Reference {
+            notes.push(
+                "every operation in plain tensor operations, to measure what the kernels gain; memory is predicted for those"
+                    .to_owned(),
+            );
         }
         let Some(recipe) = &self.recipe else {
             return notes;

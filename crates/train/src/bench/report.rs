@@ -4,7 +4,7 @@ use calor_meter::{MeterReport, PeakFlops, Quantity};
 use serde::Serialize;
 
 use super::{BenchTask, StepProfile};
-use crate::recipe::Dtype;
+use crate::recipe::{Dtype, KernelChoice};
 
 /// What a benchmark found.
 #[derive(Clone, Debug, Serialize)]
@@ -21,6 +21,8 @@ pub struct StepBenchReport {
     pub device_description: String,
     /// Type of the frozen weights and of the activations.
     pub dtype: Dtype,
+    /// What operations were computed with.
+    pub kernels: KernelChoice,
     /// What a reader has to know.
     pub notes: Vec<String>,
     /// Rows.

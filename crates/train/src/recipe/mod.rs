@@ -8,6 +8,7 @@ mod edit;
 mod elsewhere;
 mod error;
 mod extends;
+mod kernels;
 mod memory;
 mod metric;
 pub(crate) mod modality;
@@ -30,6 +31,7 @@ pub use crate::optimizer::{MuonScale, OptimizerKind};
 pub use crate::schedule::{DecayShape, ScheduleKind};
 pub use calor_sequence::LossOn;
 pub use error::{Place, Problem, RecipeError};
+pub use kernels::KernelChoice;
 pub use memory::{RecomputeChoice, RecomputeName};
 pub use metric::Metric;
 pub use modality::{
@@ -404,6 +406,8 @@ section! {
         recompute: RecomputeChoice = RecomputeChoice::Named(RecomputeName::None) => TextOrInteger;
         /// Whether the inputs of recomputed blocks wait in the host's memory instead of the device's. On the CPU they are there anyway.
         offload: bool = false => Boolean;
+        /// What operations are computed with: `fused` (kernels, where the device has them) or `reference` (each in plain tensor operations). The second is for measuring what the first gains: the result is the same but for rounding, it takes longer, and far more memory than is predicted.
+        kernels: KernelChoice = KernelChoice::Fused => Text;
         /// Tries the longest batch, an evaluation and a checkpoint before the first step, so that what cannot work fails at once. It changes nothing in the result.
         preflight: bool = true => Boolean;
         /// A checkpoint to resume from is written every so many steps. Without it, as often as is evaluated.
