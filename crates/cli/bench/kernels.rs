@@ -1,17 +1,23 @@
 //! `calor bench kernels`: each operation by itself.
 
-use calor_train::{BlockShape, KernelBenchOptions, kernel_bench};
+use calor_train::{BlockShape, KernelBenchOptions, KernelBenchReport, OperationTime, kernel_bench};
 use clap::ValueEnum;
 
 use super::Precision;
 use crate::device::DeviceArgument;
 use crate::failure::{Exit, Failure};
-use crate::output::{self, Align, Table, number};
+use crate::output::{self, Align, Table, bytes, number};
 
 /// Below the options.
 pub const MORE: &str = "The floor of an operation is the time of its products at the rate of a large product, or of \
                         reading and writing each of its tensors once at the rate of a copy, whichever is more; both \
-                        rates are measured first.";
+                        rates are measured first.\n\n\
+                        An error is the norm of the difference over the norm of what the reference gives for the same \
+                        inputs in the same type. In f32 expect 1e-7 to 1e-6: sums in another order. In bf16, which has 8 \
+                        bits of fraction, expect 1e-3 to 1e-2: kernels round once where references round every step, so \
+                        that more of the error is the reference's.\n\n\
+                        Memory is what a GPU's allocator reserves for one forward and backward pass beside the inputs, in \
+                        whole pages. On the CPU, cargo bench -p calor-kernels --bench memory counts it to the byte.";
 
 /// The operations.
 #[derive(clap::Args)]
@@ -31,7 +37,8 @@ pub struct Kernels {
     /// Type of the frozen weights and of the activations
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     dtype: Precision,
-    /// Times the plain references as well, whose attention and losses take far more memory
+    /// Runs the plain references as well: their time, the largest relative error of output and input
+    /// gradients, and on a GPU the memory of both; attention and losses take far more of it there
     #[arg(long)]
     reference: bool,
     /// Operations whose name contains this
@@ -99,28 +106,10 @@ pub fn run(arguments: &Kernels) -> Result<Exit, Failure> {
         output::print_json(&report)?;
         return Ok(Exit::Done);
     }
-    let mut table = Table::new(&[
-        ("operation", Align::Left),
-        ("forward", Align::Right),
-        ("with backward", Align::Right),
-        ("floor", Align::Right),
-        ("of the floor", Align::Right),
-        ("reference", Align::Right),
-    ]);
-    let milliseconds = |elapsed_s: f64| format!("{} ms", number(1e3 * elapsed_s));
-    for operation in &report.operations {
-        let reference = operation
-            .reference_both_s
-            .map_or_else(String::new, milliseconds);
-        table.row([
-            operation.name.as_str(),
-            &milliseconds(operation.forward_s),
-            &milliseconds(operation.both_s),
-            &milliseconds(operation.floor_s),
-            &format!("{} ×", number(operation.both_s / operation.floor_s)),
-            &reference,
-        ]);
-    }
+    let table = match arguments.reference {
+        true => beside_references(&report),
+        false => times(&report),
+    };
     output::print(&format!(
         "{} ({}), {:?}: products at {} TFLOP/s, copies at {} GB/s\n{}",
         report.device,
@@ -131,4 +120,76 @@ pub fn run(arguments: &Kernels) -> Result<Exit, Failure> {
         table.render()
     ))?;
     Ok(Exit::Done)
+}
+
+/// What each operation takes, and the least that it could.
+fn times(report: &KernelBenchReport) -> Table {
+    let mut table = Table::new(&[
+        ("operation", Align::Left),
+        ("forward", Align::Right),
+        ("with backward", Align::Right),
+        ("floor", Align::Right),
+        ("of the floor", Align::Right),
+    ]);
+    for operation in &report.operations {
+        table.row([
+            operation.name.as_str(),
+            &milliseconds(operation.forward_s),
+            &milliseconds(operation.both_s),
+            &milliseconds(operation.floor_s),
+            &times_the_floor(operation),
+        ]);
+    }
+    table
+}
+
+/// The same beside the plain references: time, the largest error, memory.
+fn beside_references(report: &KernelBenchReport) -> Table {
+    let in_memory = |operation: &OperationTime| operation.peak_bytes.is_some();
+    let mut heads = vec![
+        ("operation", Align::Left),
+        ("forward", Align::Right),
+        ("with backward", Align::Right),
+        ("of the floor", Align::Right),
+        ("reference", Align::Right),
+        ("largest error", Align::Right),
+    ];
+    if report.operations.iter().any(in_memory) {
+        heads.extend([("memory", Align::Right), ("reference", Align::Right)]);
+    }
+    let mut table = Table::new(&heads);
+    for operation in &report.operations {
+        let worst = operation
+            .errors
+            .iter()
+            .max_by(|one, other| one.relative.total_cmp(&other.relative));
+        let error = worst.map(|worst| match worst.relative == 0.0 {
+            true => "none".to_owned(),
+            false => format!("{:.1e} ({})", worst.relative, worst.name),
+        });
+        let mut cells = vec![
+            operation.name.clone(),
+            milliseconds(operation.forward_s),
+            milliseconds(operation.both_s),
+            times_the_floor(operation),
+            operation
+                .reference_both_s
+                .map_or_else(String::new, milliseconds),
+            error.unwrap_or_default(),
+        ];
+        for peak in [operation.peak_bytes, operation.reference_peak_bytes] {
+            cells.push(peak.map_or_else(String::new, bytes));
+        }
+        cells.truncate(heads.len());
+        table.row(cells);
+    }
+    table
+}
+
+fn milliseconds(elapsed_s: f64) -> String {
+    format!("{} ms", number(1e3 * elapsed_s))
+}
+
+fn times_the_floor(operation: &OperationTime) -> String {
+    format!("{} ×", number(operation.both_s / operation.floor_s))
 }

@@ -48,7 +48,7 @@ pub use bench::{
     StepProfile, WindowReport, step_bench,
 };
 pub use bench_kernels::{
-    BlockShape, KernelBenchOptions, KernelBenchReport, OperationTime, kernel_bench,
+    BlockShape, KernelBenchOptions, KernelBenchReport, OperationTime, TensorError, kernel_bench,
 };
 pub use check::{CheckReport, Trial, check};
 pub use comparison::{Comparison, compare};

@@ -258,9 +258,8 @@ fn difference(found: &TensorData, expected: &TensorData) -> f64 {
     }
 }
 
-#[test]
-#[ignore = "needs a GPU, named by CALOR_TEST_DEVICE"]
-fn every_operation_matches_the_cpu() {
+/// The first device of the kind that CALOR_TEST_DEVICE names, under autodiff.
+fn gpu() -> Device {
     let kind = match std::env::var("CALOR_TEST_DEVICE").as_deref() {
         #[cfg(feature = "cuda")]
         Ok("cuda") => DeviceType::Cuda,
@@ -268,7 +267,13 @@ fn every_operation_matches_the_cpu() {
         Ok("wgpu") => DeviceType::Wgpu,
         _ => panic!("CALOR_TEST_DEVICE names no kind of device that this build has"),
     };
-    let device = Device::enumerate(kind).into_vec().swap_remove(0).autodiff();
+    Device::enumerate(kind).into_vec().swap_remove(0).autodiff()
+}
+
+#[test]
+#[ignore = "needs a GPU, named by CALOR_TEST_DEVICE"]
+fn every_operation_matches_the_cpu() {
+    let device = gpu();
     let dtypes = std::env::var("CALOR_TEST_DTYPES").unwrap_or("f32,bf16".to_string());
     let only = std::env::var("CALOR_TEST_ONLY").unwrap_or_default();
     let mut wrong = vec![];
@@ -304,4 +309,51 @@ fn every_operation_matches_the_cpu() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Beside the test above, so that it has a device to itself: what is counted is the process's.
+#[test]
+#[ignore = "needs a GPU, named by CALOR_TEST_DEVICE; run it alone"]
+fn a_profile_counts_operations_and_launches() {
+    use crate::profile;
+
+    let device = gpu();
+    let side = Side {
+        device: device.clone(),
+        dtype: DType::F32,
+        rounded: DType::F32,
+    };
+    let pass = || {
+        let (x, weight) = (side.leaf([2, 9, 70], 1), side.leaf([70], 2));
+        let y = swiglu(rms_norm(x.clone(), weight.clone(), 1e-5), x.clone());
+        let loss = matmul(y.reshape([18, 70]), side.leaf([70, 4], 3));
+        let gradients = side.backward(loss).1;
+        let found = x.grad(&gradients).expect("x").into_data();
+        device.sync().expect("the device goes on");
+        found
+    };
+    let plain = pass();
+    let (counted, launches) = profile::count_launches(pass);
+    // Forward and backward of three operations, and not a kernel an element.
+    let launches = launches.expect("a device that kernels are launched on");
+    println!("{launches} launches");
+    assert!((6..200).contains(&launches), "{launches}");
+    assert_eq!(profile::count_launches(|| ()).1, Some(0));
+    profile::start();
+    let timed = pass();
+    profile::stop();
+    let calls = profile::take();
+    println!("{calls:?}");
+    for name in ["rms_norm", "swiglu", "matmul"] {
+        let found = calls.iter().find(|calls| calls.name == name);
+        let found = found.unwrap_or_else(|| panic!("{name} is not in {calls:?}"));
+        assert_eq!(
+            (found.forward_calls, found.backward_calls),
+            (1, 1),
+            "{name}"
+        );
+        assert!(found.forward_s > 0.0 && found.backward_s > 0.0);
+    }
+    assert_eq!(plain, counted);
+    assert!(difference(&timed, &plain) < 1e-5);
 }
