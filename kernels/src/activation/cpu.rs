@@ -3,12 +3,13 @@
 use std::fmt::Debug;
 use std::marker::PhantomData;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::cpu::elementary::{block_length, erf, exp, map, map2, sigmoid, tanh, vectorized};
 use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
+use crate::cpu::stored::map_halves;
 
 pub(super) fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     apply(Gated::<Silu>(PhantomData), [input(gate), input(up)])
@@ -28,6 +29,10 @@ pub(super) fn gelu<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 
 pub(super) fn gelu_tanh<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     apply(Alone::<GeluTanh>(PhantomData), [input(tensor)])
+}
+
+fn is_wide(tensor: &FlexTensor) -> bool {
+    tensor.dtype() == DType::F32
 }
 
 /// A function of one number.
@@ -108,18 +113,29 @@ impl Curve for GeluTanh {
 struct Alone<C>(PhantomData<C>);
 
 impl<C: Curve> Operation<1> for Alone<C> {
+    const AS_STORED: bool = true;
+
     fn name(&self) -> &'static str {
         C::NAMES[0]
     }
 
     fn forward(&self, inputs: [FlexTensor; 1], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let [input] = inputs;
-        let output = map(
-            values(&input),
-            #[inline(always)]
-            |x| C::value(x),
-        );
-        let output = tensor(output, dims(&input));
+        let output = if is_wide(&input) {
+            let output = map(
+                values(&input),
+                #[inline(always)]
+                |x| C::value(x),
+            );
+            tensor(output, dims(&input))
+        } else {
+            let [output] = map_halves(
+                [&input],
+                #[inline(always)]
+                |[x]| [C::value(x)],
+            );
+            output
+        };
         (output, if tracked { vec![input] } else { vec![] })
     }
 
@@ -129,6 +145,14 @@ impl<C: Curve> Operation<1> for Alone<C> {
         gradient: FlexTensor,
         wanted: [bool; 1],
     ) -> [Option<FlexTensor>; 1] {
+        if !is_wide(&gradient) {
+            return map_halves(
+                [&gradient, &saved[0]],
+                #[inline(always)]
+                |[gradient, x]| [gradient * C::with_slope(x).1],
+            )
+            .map(|product| wanted[0].then_some(product));
+        }
         [wanted[0].then(|| {
             let product = map2(
                 values(&gradient),
@@ -146,19 +170,30 @@ impl<C: Curve> Operation<1> for Alone<C> {
 struct Gated<C>(PhantomData<C>);
 
 impl<C: Curve> Operation<2> for Gated<C> {
+    const AS_STORED: bool = true;
+
     fn name(&self) -> &'static str {
         C::NAMES[1]
     }
 
     fn forward(&self, inputs: [FlexTensor; 2], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let [gate, up] = inputs;
-        let output = map2(
-            values(&gate),
-            values(&up),
-            #[inline(always)]
-            |gate, up| C::value(gate) * up,
-        );
-        let output = tensor(output, dims(&gate));
+        let output = if is_wide(&gate) {
+            let output = map2(
+                values(&gate),
+                values(&up),
+                #[inline(always)]
+                |gate, up| C::value(gate) * up,
+            );
+            tensor(output, dims(&gate))
+        } else {
+            let [output] = map_halves(
+                [&gate, &up],
+                #[inline(always)]
+                |[gate, up]| [C::value(gate) * up],
+            );
+            output
+        };
         (output, if tracked { vec![gate, up] } else { vec![] })
     }
 
@@ -169,6 +204,17 @@ impl<C: Curve> Operation<2> for Gated<C> {
         wanted: [bool; 2],
     ) -> [Option<FlexTensor>; 2] {
         let [gate, up] = <[FlexTensor; 2]>::try_from(saved).expect("gate and up");
+        if !is_wide(&gradient) {
+            let [of_gate, of_up] = map_halves(
+                [&gradient, &gate, &up],
+                #[inline(always)]
+                |[gradient, gate, up]| {
+                    let (value, slope) = C::with_slope(gate);
+                    [gradient * up * slope, gradient * value]
+                },
+            );
+            return [wanted[0].then_some(of_gate), wanted[1].then_some(of_up)];
+        }
         let shape = dims(&gate);
         if wanted == [true, true] {
             // One pass gives both: the incoming gradient's buffer becomes the gate's gradient.

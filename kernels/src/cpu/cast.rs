@@ -65,7 +65,7 @@ fn in_blocks<From: Sync, To: bytemuck::Pod + Send>(
 }
 
 /// bf16 is the upper half of an f32.
-fn widen_bf16(input: &[bf16], output: &mut [f32]) {
+pub(super) fn widen_bf16(input: &[bf16], output: &mut [f32]) {
     vectorized(
         #[inline(always)]
         || {
@@ -77,7 +77,7 @@ fn widen_bf16(input: &[bf16], output: &mut [f32]) {
 }
 
 /// To the nearest, ties to even; a NaN stays one.
-fn round_to_bf16(input: &[f32], output: &mut [bf16]) {
+pub(super) fn round_to_bf16(input: &[f32], output: &mut [bf16]) {
     vectorized(
         #[inline(always)]
         || {

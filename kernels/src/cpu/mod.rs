@@ -8,6 +8,7 @@ mod half_tests;
 pub(crate) mod halves;
 pub(crate) mod matrix;
 pub(crate) mod operation;
+pub(crate) mod stored;
 #[cfg(test)]
 pub(crate) mod testing;
 

@@ -225,8 +225,8 @@ impl Count<'_> {
                     true => element * hidden + (element + dropped * (2 * F32 - element)) * wide,
                     false => F32 * (hidden + wide * (2 + dropped)) - element * wide,
                 };
-                let (states, given_back) = if gated { (4, 3) } else { (3, 2) };
-                let activation = F32 * states * wide - element * given_back * wide;
+                // Computed as it is stored: the gradient and those of its inputs.
+                let activation = element * wide * if gated { 3 } else { 2 };
                 product.max(activation) + residual
             }
         };
