@@ -9,10 +9,15 @@ pub(crate) const UNITS: u32 = 256;
 
 /// What the device reads at once of rows of some elements.
 pub(crate) fn vector_size(tensor: &CubeTensor, columns: usize) -> VectorSize {
+    vector_size_within(tensor, columns, columns)
+}
+
+/// Likewise, `most` elements at most.
+pub(crate) fn vector_size_within(tensor: &CubeTensor, columns: usize, most: usize) -> VectorSize {
     tensor
         .client
         .io_optimized_vector_sizes(tensor.dtype.size())
-        .find(|size| columns.is_multiple_of(*size))
+        .find(|size| *size <= most && columns.is_multiple_of(*size))
         .unwrap_or(1)
 }
 

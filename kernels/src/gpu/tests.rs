@@ -9,9 +9,9 @@ use burn::tensor::{DType, Device, DeviceType, Int, Tensor, TensorData};
 
 use crate::cpu::testing::random;
 use crate::{
-    AdamWUpdate, AttentionOptions, IGNORED_TARGET, Lora, adamw, attention, dropout, geglu,
-    geglu_tanh, gelu, gelu_tanh, layer_norm, linear_cross_entropy, lora_linear, matmul, rms_norm,
-    rotary, swiglu,
+    AdamWUpdate, AttentionOptions, HostWeight, IGNORED_TARGET, Lora, Quantization, QuantizedWeight,
+    adamw, attention, dropout, geglu, geglu_tanh, gelu, gelu_tanh, layer_norm,
+    linear_cross_entropy, lora_linear, matmul, quantized_linear, rms_norm, rotary, swiglu,
 };
 
 /// Where an operation runs.
@@ -106,6 +106,31 @@ const CASES: &[Case] = &[
         let y = lora_linear(x.clone(), weight.clone(), Some(bias.clone()), Some(&lora));
         case!(side, y, x, weight, a, b, bias)
     }),
+    ("dequantize, int8", |side| {
+        dequantized(side, Quantization::Int8)
+    }),
+    ("dequantize, nf4", |side| dequantized(side, NF4)),
+    ("dequantize, nf4 double", |side| {
+        dequantized(side, NF4_DOUBLE)
+    }),
+    ("quantized_linear, int8", |side| {
+        quantized_product(side, Quantization::Int8, [40, 50])
+    }),
+    ("quantized_linear, nf4", |side| {
+        quantized_product(side, NF4, [33, 71])
+    }),
+    ("quantized_linear, nf4 double", |side| {
+        quantized_product(side, NF4_DOUBLE, [40, 72])
+    }),
+    ("quantized_linear, int8, lora", |side| {
+        quantized_lora(side, Quantization::Int8, [33, 71], 0.0)
+    }),
+    ("quantized_linear, nf4, lora", |side| {
+        quantized_lora(side, NF4, [40, 72], 0.0)
+    }),
+    ("quantized_linear, nf4 double, lora, dropout", |side| {
+        quantized_lora(side, NF4_DOUBLE, [33, 50], 0.4)
+    }),
     ("dropout", |side| {
         let x = side.leaf([2, 33, 47], 1);
         case!(side, dropout(x.clone(), 0.3, 1 << 40 | 7), x)
@@ -190,6 +215,60 @@ fn adapter(a: &Tensor<2>, b: &Tensor<2>, dropout: f32) -> Lora {
         dropout,
         dropout_seed: 0x1234_5678_9ABC,
     }
+}
+
+const NF4: Quantization = Quantization::Nf4 { double: false };
+const NF4_DOUBLE: Quantization = Quantization::Nf4 { double: true };
+
+fn quantized(side: &Side, quantization: Quantization, shape: [usize; 2]) -> QuantizedWeight {
+    let values = random(shape, 2).into_data().try_into_vec::<f32>();
+    let host = HostWeight::quantize(&values.expect("f32"), shape[1], quantization);
+    QuantizedWeight::new(host, shape, &side.device)
+}
+
+/// All values and those of some rows, the same to the bit.
+fn dequantized(side: &Side, quantization: Quantization) -> Found {
+    let shapes = [
+        // A row ends within a word, with vectors of one; and those of two, four and eight, within a
+        // block. The last has several blocks of scales.
+        ("1", [33, 71]),
+        ("2", [9, 70]),
+        ("4", [7, 100]),
+        ("8", [5, 72]),
+        ("many", [130, 130]),
+    ];
+    let mut found = vec![];
+    for (name, shape) in shapes {
+        let weight = quantized(side, quantization, shape);
+        for rows in [0..shape[0], 2..5] {
+            let values = weight.rows(rows, side.dtype).cast(side.rounded);
+            let values = values.into_data_dtype(DType::F32);
+            let _ = values.as_bytes().len();
+            found.push((name, values));
+        }
+    }
+    found
+}
+
+fn quantized_product(side: &Side, quantization: Quantization, shape: [usize; 2]) -> Found {
+    let weight = quantized(side, quantization, shape);
+    let (x, bias) = (side.leaf([2, 9, shape[1]], 1), side.leaf([shape[0]], 3));
+    let y = quantized_linear(x.clone(), &weight, Some(bias.clone()), None);
+    case!(side, y, x, bias)
+}
+
+fn quantized_lora(
+    side: &Side,
+    quantization: Quantization,
+    shape: [usize; 2],
+    dropout: f32,
+) -> Found {
+    let weight = quantized(side, quantization, shape);
+    let (x, bias) = (side.leaf([2, 9, shape[1]], 1), side.leaf([shape[0]], 3));
+    let (a, b) = (side.wide([8, shape[1]], 4), side.wide([shape[0], 8], 5));
+    let lora = adapter(&a, &b, dropout);
+    let y = quantized_linear(x.clone(), &weight, Some(bias.clone()), Some(&lora));
+    case!(side, y, x, bias, a, b)
 }
 
 fn gated(side: &Side, function: fn(Tensor<3>, Tensor<3>) -> Tensor<3>) -> Found {
@@ -293,6 +372,11 @@ fn every_operation_matches_the_cpu() {
         let cpu = side(Device::flex().autodiff(), DType::F32);
         let gpu = side(device.clone(), dtype);
         for (name, case) in CASES.iter().filter(|(name, _)| name.contains(&only)) {
+            // Values that are only looked up and scaled are rounded alike.
+            let tolerance = match name.starts_with("dequantize") {
+                true => 0.0,
+                false => tolerance,
+            };
             let started = Instant::now();
             let expected = case(&cpu);
             let found = case(&gpu);

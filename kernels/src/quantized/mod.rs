@@ -3,7 +3,11 @@
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 mod host;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod kernel;
 mod recomputed;
 pub(crate) mod reference;
 
@@ -26,8 +30,6 @@ pub struct QuantizedWeight {
     absmax: Tensor<1>,
     /// Of 4 bits alone.
     blocks: Option<Blocks>,
-    /// `[1, 4]`: 0, 8, 16, 24.
-    byte_shifts: Tensor<2, Int>,
     bytes: usize,
 }
 
@@ -38,8 +40,6 @@ struct Blocks {
     double: Option<Double>,
     /// `[16]`: the values of the codes.
     map: Tensor<1>,
-    /// `[1, 8]`: where the codes of a word begin, in their order.
-    nibble_shifts: Tensor<2, Int>,
 }
 
 /// What quantised scales are dequantised with.
@@ -70,7 +70,6 @@ impl QuantizedWeight {
             let length = values.len();
             Tensor::<1, Int>::from_data(TensorData::new(values, [length]), (&device, DType::I32))
         };
-        let shifts = |shifts: &[i32]| integers(shifts.to_vec()).unsqueeze::<2>();
         let (codes, absmax, blocks, bytes) = match host {
             HostWeight::Int8 { codes, absmax } => {
                 assert_eq!(codes.len(), elements, "8-bit codes");
@@ -118,7 +117,6 @@ impl QuantizedWeight {
                     block,
                     double,
                     map: floats(NF4.to_vec()),
-                    nibble_shifts: shifts(&[4, 0, 12, 8, 20, 16, 28, 24]),
                 };
                 let codes = words(codes.into_iter(), blocks * block / 2);
                 (integers(codes), floats(absmax), Some(scales), bytes)
@@ -129,7 +127,6 @@ impl QuantizedWeight {
             codes,
             absmax,
             blocks,
-            byte_shifts: shifts(&[0, 8, 16, 24]),
             bytes,
         }
     }
@@ -164,6 +161,10 @@ impl QuantizedWeight {
         #[cfg(feature = "cpu")]
         if crate::cpu::is_flex(&self.codes.device()) {
             return cpu::dequantized_rows(self, rows.start, rows.len(), dtype);
+        }
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        if crate::gpu::serves(&self.absmax) {
+            return cube::rows(self, rows, dtype);
         }
         let whole = rows == (0..self.shape[0]);
         let weight = reference::dequantize(self, dtype);
