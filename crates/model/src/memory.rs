@@ -13,7 +13,8 @@
 //! an encoder's block one sum before each norm in place of the normed states, and one wide state
 //! before its activation and one after; every other norm keeps its input as well. A block that is run
 //! again keeps its input only. On a GPU the same is kept, but for attention without a kernel: that keeps
-//! the scores, `heads · seq²` a row.
+//! the scores, `heads · seq²` a row. There a quantised weight exists dequantised, in the type of the
+//! activations, while it is multiplied.
 
 mod count;
 
@@ -134,7 +135,8 @@ pub struct MemoryModel {
     output: Output,
     /// Of the frozen weights and the activations.
     dtype: DType,
-    /// Whether the weights of the blocks are: they are dequantised a few rows at a time.
+    /// Whether the weights of the blocks are: they are dequantised a few rows at a time on the host,
+    /// one weight at a time on a device.
     quantized: bool,
     dropout: bool,
     /// Whether pairs are DoRA's.

@@ -274,8 +274,9 @@ impl Count<'_> {
             bytes += F32 * hidden * wide;
         }
         if self.on_device() && self.model.quantized {
-            // Codes as numbers and values in f32 of the widest weight, as a whole.
-            bytes += 2 * F32 * hidden * wide;
+            // The widest weight as it is multiplied; DoRA reads it in f32.
+            let value = if self.model.dora { F32 } else { element };
+            bytes += value * hidden * wide;
         }
         if let PassDevice::Host { threads, .. } = self.device {
             let seq = self.shape.seq as u64;

@@ -7,7 +7,7 @@ use burn::tensor::FloatDType;
 use calor_kernels::{BlockScales, HostWeight, NF4};
 use calor_model::{
     Checkpoint, HeadOptions, LoraOptions, MemoryModel, Mode, Model, ModelError, ModelOptions,
-    Pooling, Problem, Quantization, parity,
+    PassDevice, PassShape, Pooling, Problem, Quantization, Recompute, parity,
 };
 use half::bf16;
 use safetensors::SafeTensors;
@@ -392,6 +392,38 @@ fn memory_is_predicted_to_the_byte() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn a_device_holds_one_weight_dequantised_in_the_type_of_the_activations() {
+    let checkpoint = Checkpoint::open(&fixture("llama2")).unwrap();
+    let shape = PassShape {
+        rows: 2,
+        seq: 16,
+        samples: 2,
+    };
+    let working = |quantization, dtype, use_dora| {
+        let options = ModelOptions {
+            lora: Some(LoraOptions {
+                use_dora,
+                ..LoraOptions::default()
+            }),
+            ..classifier(quantization, dtype)
+        };
+        let model = MemoryModel::new(&checkpoint, &options).unwrap();
+        let device = PassDevice::Device { tiles: false };
+        let memory = model.training(shape, Recompute::default(), device);
+        memory.working_bytes
+    };
+    // Its widest: 32 × 48. DoRA's norms read it in f32.
+    for (dtype, use_dora, element) in [
+        (FloatDType::F32, false, 4),
+        (FloatDType::BF16, false, 2),
+        (FloatDType::BF16, true, 4),
+    ] {
+        let more = working(Some(NF4_DOUBLE), dtype, use_dora) - working(None, dtype, use_dora);
+        assert_eq!(more, element * 32 * 48, "{dtype:?} {use_dora}");
     }
 }
 
