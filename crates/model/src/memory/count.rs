@@ -255,7 +255,7 @@ impl Count<'_> {
         // Beside what the blocks after this one gave, what the feed-forward block gave waits.
         let early = early
             + if block.parallel {
-                2 * element * hidden
+                element * hidden
             } else {
                 0
             };
