@@ -1,6 +1,7 @@
 //! Matrix products on slices, through the `gemm` crate.
 
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// Multiply-adds below which one thread is faster.
 const PARALLEL_PRODUCT: usize = 1 << 20;
@@ -73,35 +74,84 @@ pub(crate) fn multiply(
         return;
     }
     assert!((rows - 1) * row_stride + columns <= output.len());
-    let parallelism = if threads == Threads::All && rows * inner * columns >= PARALLEL_PRODUCT {
-        Parallelism::Rayon(0)
-    } else {
-        Parallelism::None
+    let parallel = threads == Threads::All && rows * inner * columns >= PARALLEL_PRODUCT;
+    let [down, across] = match parallel {
+        true => parts(rows, columns, rayon::current_num_threads()),
+        false => [1, 1],
     };
-    // SAFETY: `View::strided` and the assertion above keep every addressed element inside its
-    // slice, and the exclusive borrow of `output` keeps it apart from the operands.
-    unsafe {
-        gemm::gemm(
-            rows,
-            columns,
-            inner,
-            output.as_mut_ptr(),
-            1,
-            row_stride as isize,
-            accumulate,
-            left.data.as_ptr(),
-            left.column_stride as isize,
-            left.row_stride as isize,
-            right.data.as_ptr(),
-            right.column_stride as isize,
-            right.row_stride as isize,
-            1.0,
-            factor,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    let (height, width) = (
+        rows.div_ceil(down).next_multiple_of(GRAIN),
+        columns.div_ceil(across).next_multiple_of(GRAIN),
+    );
+    let output = Shared(output.as_mut_ptr());
+    let part = |number: usize| {
+        let (row, column) = (number / across * height, number % across * width);
+        if row >= rows || column >= columns {
+            return;
+        }
+        let (height, width) = (height.min(rows - row), width.min(columns - column));
+        let left_start = row * left.row_stride;
+        let right_start = column * right.column_stride;
+        // SAFETY: `View::strided` and the assertion above keep every addressed element inside its
+        // slice, the exclusive borrow of `output` keeps it apart from the operands, and parts do not
+        // overlap.
+        unsafe {
+            gemm::gemm(
+                height,
+                width,
+                inner,
+                output.at(row * row_stride + column),
+                1,
+                row_stride as isize,
+                accumulate,
+                left.data.as_ptr().add(left_start),
+                left.column_stride as isize,
+                left.row_stride as isize,
+                right.data.as_ptr().add(right_start),
+                right.column_stride as isize,
+                right.row_stride as isize,
+                1.0,
+                factor,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
+    };
+    match down * across {
+        1 => part(0),
+        parts => (0..parts).into_par_iter().for_each(part),
+    }
+}
+
+/// Rows and columns that a part is a multiple of.
+const GRAIN: usize = 16;
+/// Fewest columns, and rows, of a part: narrower ones spend their time on packing.
+const NARROWEST: usize = 96;
+
+/// Into how many parts rows and columns are divided: a part a thread, wide rather than high, each
+/// multiplied by one thread. The `gemm` crate's own threads take turns over smaller parts and wait for
+/// each other.
+fn parts(rows: usize, columns: usize, threads: usize) -> [usize; 2] {
+    let across = threads.min(columns / NARROWEST).max(1);
+    let down = (threads / across).min(rows / NARROWEST).max(1);
+    [down, across]
+}
+
+/// Where several threads write, each its own part.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: `multiply` hands every part of the output to one thread alone.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// `offset` is inside the slice.
+    unsafe fn at(self, offset: usize) -> *mut f32 {
+        // SAFETY: promised by the caller.
+        unsafe { self.0.add(offset) }
     }
 }
 

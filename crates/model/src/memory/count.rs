@@ -253,12 +253,7 @@ impl Count<'_> {
             false => early,
         };
         // Beside what the blocks after this one gave, what the feed-forward block gave waits.
-        let early = early
-            + if block.parallel {
-                element * hidden
-            } else {
-                0
-            };
+        let early = early + if block.parallel { element * hidden } else { 0 };
         // Of the scores of relative positions: the gradient and its transpose, or widened the gradient and
         // the weights.
         let scores = match block.relative {
