@@ -10,8 +10,9 @@ clipped at 1. PyTorch's variants, each beside what calor has for the same purpos
 
   eager                   as PEFT's users run it: scaled-dot-product attention, fused AdamW, gradients
                           set to none. Beside calor's plain step.
-  compile                 the same through torch.compile (on the CPU it needs a C++ compiler); its
-                          compilation falls into the warm-up. Beside calor's plain step.
+  compile                 the same through torch.compile (on the CPU it needs a C++ compiler); it
+                          compiles in the first two steps, which have to be warm-up. Beside calor's
+                          plain step.
   checkpointing           eager, every block recomputed in the backward pass, not reentrant. Beside
                           calor with --recompute all.
   compile-checkpointing   both. Beside calor with --recompute all.
@@ -150,8 +151,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.steps < 1 or options.warmup < 0 or options.rounds < 1:
         parser.error("--steps and --rounds take at least 1, --warmup at least 0")
-    if options.warmup < 1 and any("compile" in one for one in options.torch_variants):
-        parser.error("torch.compile compiles in the first step: give --warmup at least 1")
+    if options.warmup < 2 and any("compile" in one for one in options.torch_variants):
+        parser.error("torch.compile compiles in the first two steps: give --warmup at least 2")
     if not 0 <= options.dropout < 1:
         parser.error("--dropout is a share, at least 0 and below 1")
     return options

@@ -385,6 +385,8 @@ fn a_step_is_benchmarked_on_random_tokens() {
         "model",
         "--task",
         "sequence_classification",
+        "--windows",
+        "2",
         "--steps",
         "3",
         "--warmup",
@@ -395,13 +397,47 @@ fn a_step_is_benchmarked_on_random_tokens() {
         .run(arguments.iter().chain(&size).chain(&["--json"]))
         .done()
         .json();
-    assert_eq!(report["losses"].as_array().map(Vec::len), Some(4));
-    assert_eq!(report["step_s"].as_array().map(Vec::len), Some(3));
+    assert_eq!(report["losses"].as_array().map(Vec::len), Some(7));
+    assert_eq!(report["step_s"].as_array().map(Vec::len), Some(6));
+    assert_eq!(report["windows"].as_array().map(Vec::len), Some(2));
     assert!(
         report["tokens_per_s"]
             .as_f64()
             .is_some_and(|rate| rate > 0.0)
     );
     let table = workplace.run(arguments.iter().chain(&size)).done();
-    assert!(table.stdout.contains("2 × 16 tokens"), "{}", table.stdout);
+    for part in ["2 × 16 tokens", "MFU", "backward", "lora_linear", "random"] {
+        assert!(table.stdout.contains(part), "{part}\n{}", table.stdout);
+    }
+}
+
+#[test]
+fn the_step_of_a_recipe_is_benchmarked_without_its_cohort() {
+    let workplace = Workplace::new();
+    fs::remove_dir_all(workplace.path("cohort")).unwrap();
+    let bench = |more: &[&str]| {
+        let arguments = [
+            "bench",
+            "step",
+            "recipe.toml",
+            "--windows",
+            "1",
+            "--steps",
+            "2",
+        ];
+        workplace.run(arguments.iter().chain(more).chain(&["--json"]))
+    };
+    let fused = bench(&["--batch", "3"]).done().json();
+    assert_eq!(fused["batch"], 3);
+    assert_eq!(fused["kernels"], "fused");
+    let plain = bench(&["--batch", "3", "--kernels", "reference"])
+        .done()
+        .json();
+    let loss = |report: &Value| report["losses"][3].as_f64().unwrap();
+    assert!((loss(&plain) - loss(&fused)).abs() < 1e-4 * loss(&fused));
+    let operations = |report: &Value| report["profile"]["operations"].to_string();
+    assert!(operations(&fused).contains("attention"));
+    assert!(!operations(&plain).contains("attention"));
+    let wrong = bench(&["--set", "train.kernels=fast"]).with_status(2);
+    assert!(wrong.stderr.contains("train.kernels"), "{}", wrong.stderr);
 }

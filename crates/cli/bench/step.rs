@@ -17,7 +17,8 @@ use crate::output::{self, Align, Table, bytes, number, seconds};
 /// Below the options.
 pub const MORE: &str = "Of a recipe a step is one micro-batch: train.micro_batch rows of sequence.max_tokens random tokens. Neither \
                         its cohort nor its files of text have to be there, and encoders of other modalities are left out; \
-                        what is measured is said with the result. The learning rate stays at its peak.\n\n\
+                        what is measured is said with the result. The learning rate stays at its peak. Defaults above \
+                        are those without a recipe.\n\n\
                         Windows are timed without any waiting but at the end of each step. Afterwards a few steps are taken \
                         apart: the device is waited for at the end of each phase, then before and after each operation, which \
                         takes longer than a plain step on a GPU. Kernel launches are counted in a step without such waiting.\n\n\
@@ -30,7 +31,7 @@ pub struct Step {
     #[arg(value_name = "RECIPE")]
     recipe: Option<PathBuf>,
     /// Sets a key of the recipe, for example `--set adapter.r=8`; may be given several times
-    #[arg(long, value_name = "KEY=VALUE", requires = "recipe")]
+    #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Hub id or folder of a checkpoint
     #[arg(long, value_name = "MODEL", required_unless_present = "recipe")]
@@ -148,17 +149,7 @@ enum Bits {
 
 /// Runs the steps and prints what they took.
 pub fn run(step: &Step) -> Result<Exit, Failure> {
-    for (name, value) in [
-        ("--windows", Some(step.windows)),
-        ("--steps", Some(step.steps)),
-        ("--batch", step.batch),
-        ("--seq", step.seq),
-        ("--rank", step.rank),
-    ] {
-        if value == Some(0) {
-            return Err(Failure::usage(format!("{name} has to be at least 1")));
-        }
-    }
+    step.check()?;
     let options = match &step.recipe {
         Some(path) => step.of_recipe(path)?,
         None => step.of_flags()?,
@@ -182,6 +173,26 @@ pub fn run(step: &Step) -> Result<Exit, Failure> {
 }
 
 impl Step {
+    fn check(&self) -> Result<(), Failure> {
+        for (name, value) in [
+            ("--windows", Some(self.windows)),
+            ("--steps", Some(self.steps)),
+            ("--batch", self.batch),
+            ("--seq", self.seq),
+            ("--rank", self.rank),
+        ] {
+            if value == Some(0) {
+                return Err(Failure::usage(format!("{name} has to be at least 1")));
+            }
+        }
+        if self.recipe.is_none() && !self.set.is_empty() {
+            return Err(Failure::usage(
+                "--set is for keys of a recipe, and none is given".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
     /// The recipe with what is given beside it.
     fn of_recipe(&self, path: &Path) -> Result<StepBenchOptions, Failure> {
         let recipe = Recipe::load(path, &[&self.set[..], &self.assignments()].concat())?;
@@ -480,7 +491,10 @@ mod tests {
         assert!(step("--model m --task causal_lm").is_ok());
         assert!(step("--model m").is_err() && step("--task causal_lm").is_err());
         assert!(step("r.toml --task causal_lm").is_err());
-        assert!(step("--model m --task causal_lm --set train.seed=1").is_err());
+        let checked = |line| step(line).unwrap().check();
+        assert!(checked("r.toml --set train.seed=1").is_ok());
+        assert!(checked("--model m --task causal_lm --set train.seed=1").is_err());
+        assert!(checked("--model m --task causal_lm --windows 0").is_err());
         assert!(step("r.toml --data d --batch 1").is_err());
         assert!(step("r.toml --pack").is_err());
     }

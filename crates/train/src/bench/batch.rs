@@ -72,6 +72,17 @@ impl Batch {
                 "`attention_mask` has another shape than `input_ids`".to_owned(),
             ));
         }
+        let mut lengths = Vec::with_capacity(rows);
+        for mask in mask.chunks(seq) {
+            let length = mask.iter().take_while(|value| **value != 0).count();
+            if length == 0 || mask[length..].iter().any(|value| *value != 0) {
+                return Err(wrong(
+                    "a row of `attention_mask` is empty or padded elsewhere than on the right"
+                        .to_owned(),
+                ));
+            }
+            lengths.push(length);
+        }
         let (shape, labels) = read("labels")?;
         let expected = match kind {
             TaskKind::CausalLm | TaskKind::Tokens => vec![rows, seq],
@@ -85,26 +96,18 @@ impl Batch {
             return Err(wrong(format!("`labels` is {shape:?}, not {expected:?}")));
         }
         let labels: Vec<i32> = labels.into_iter().map(|label| label as i32).collect();
-        let mut samples = Vec::with_capacity(rows);
-        for row in 0..rows {
-            let place = row * seq..(row + 1) * seq;
-            let mask = &mask[place.clone()];
-            let length = mask.iter().take_while(|value| **value != 0).count();
-            if length == 0 || mask[length..].iter().any(|value| *value != 0) {
-                return Err(wrong(
-                    "a row of `attention_mask` is empty or padded elsewhere than on the right"
-                        .to_owned(),
-                ));
-            }
-            let tokens = input_ids[place.clone()][..length].iter();
-            samples.push(Sample {
+        let sample = |(row, length): (usize, usize)| {
+            let place = row * seq..row * seq + length;
+            let tokens = input_ids[place.clone()].iter();
+            Sample {
                 tokens: tokens.map(|id| *id as i32).collect(),
                 targets: match kind.per_token() {
-                    true => of_tokens(labels[place][..length].to_vec(), kind),
+                    true => of_tokens(labels[place].to_vec(), kind),
                     false => Targets::Class(labels[row]),
                 },
-            });
-        }
+            }
+        };
+        let samples: Vec<Sample> = lengths.into_iter().enumerate().map(sample).collect();
         let batch = Batch::lay_out(&samples, seq, pack);
         if batch.0.supervised_count == 0 {
             return Err(wrong("no label counts in the loss".to_owned()));
