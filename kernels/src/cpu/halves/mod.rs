@@ -304,7 +304,7 @@ mod tests {
                     };
                     multiply(engine, &[(left, right), more], sink);
                     for row in 0..rows {
-                        for column in 0..columns {
+                        for (column, bias) in bias.iter().enumerate() {
                             let mut sum = 0.0;
                             for k in 0..inner {
                                 sum += at(left, row, k) * at(right, k, column);
@@ -319,7 +319,7 @@ mod tests {
                                 (found - sum).abs() < 1e-5,
                                 "{engine:?} {layout}: {found} {sum}"
                             );
-                            let expected = bf16::from_f32(wide[index] + bias[column].to_f32());
+                            let expected = bf16::from_f32(wide[index] + bias.to_f32());
                             assert_eq!(half[index], expected);
                         }
                     }
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn two_parts_hold_sixteen_bits() {
-        let values = [1.0f32, std::f32::consts::PI, -1.234_567_9e-3, 8.5e10, 0.0];
+        let values = [1.0f32, std::f32::consts::PI, -1.234_568e-3, 8.5e10, 0.0];
         let (high, low) = split(&values, 2.0);
         for ((value, high), low) in values.iter().zip(&high).zip(&low) {
             let held = high.to_f32() + low.to_f32();
