@@ -1,7 +1,7 @@
 //! Widening bf16 and f16 to f32 and rounding back, on every core: each half tensor that a kernel reads
 //! or writes passes here.
 
-use burn::tensor::{DType, bf16, f16};
+use burn::tensor::{DType, Element, bf16, f16};
 use burn_flex::{FlexTensor, Layout};
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -19,14 +19,10 @@ pub(crate) fn cast(tensor: FlexTensor, dtype: DType) -> FlexTensor {
     }
     let tensor = contiguous(tensor);
     match (tensor.dtype(), dtype) {
-        (DType::BF16, DType::F32) => convert(&tensor, widen_bf16),
-        (DType::F16, DType::F32) => convert(&tensor, |input: &[f16], output: &mut [f32]| {
-            input.convert_to_f32_slice(output);
-        }),
-        (DType::F32, DType::BF16) => convert(&tensor, round_to_bf16),
-        (DType::F32, DType::F16) => convert(&tensor, |input: &[f32], output: &mut [f16]| {
-            output.convert_from_f32_slice(input);
-        }),
+        (DType::BF16, DType::F32) => convert(&tensor, bf16::widen),
+        (DType::F16, DType::F32) => convert(&tensor, f16::widen),
+        (DType::F32, DType::BF16) => convert(&tensor, bf16::round),
+        (DType::F32, DType::F16) => convert(&tensor, f16::round),
         (DType::BF16 | DType::F16, _) => cast(cast(tensor, DType::F32), dtype),
         (from, to) => panic!("a cast from {from:?} to {to:?}"),
     }
@@ -34,7 +30,7 @@ pub(crate) fn cast(tensor: FlexTensor, dtype: DType) -> FlexTensor {
 
 /// The nearest numbers in bf16.
 pub(crate) fn rounded(values: &[f32]) -> Vec<bf16> {
-    in_blocks(values, round_to_bf16)
+    in_blocks(values, bf16::round)
 }
 
 fn convert<From, To>(
@@ -42,8 +38,8 @@ fn convert<From, To>(
     run: impl Fn(&[From], &mut [To]) + Send + Sync,
 ) -> FlexTensor
 where
-    From: burn::tensor::Element + bytemuck::Pod,
-    To: burn::tensor::Element + bytemuck::Pod,
+    From: Element + bytemuck::Pod,
+    To: Element + bytemuck::Pod,
 {
     let input = tensor.as_slice::<From>();
     let output = in_blocks(input.expect("contiguous, of this type"), run);
@@ -60,36 +56,54 @@ fn in_blocks<From: Sync, To: bytemuck::Pod + Send>(
     output
         .par_chunks_mut(block)
         .zip(input.par_chunks(block))
-        .for_each(|(output, input)| run(input, output));
+        .for_each(|(output, input)| {
+            vectorized(
+                #[inline(always)]
+                || run(input, output),
+            );
+        });
     output
 }
 
-/// bf16 is the upper half of an f32.
-pub(super) fn widen_bf16(input: &[bf16], output: &mut [f32]) {
-    vectorized(
-        #[inline(always)]
-        || {
-            for (output, input) in output.iter_mut().zip(input) {
-                *output = f32::from_bits(u32::from(input.to_bits()) << 16);
-            }
-        },
-    );
+/// bf16 and f16, a few numbers at a time: loops that [`vectorized`] code runs.
+pub(super) trait Half: Element + bytemuck::Pod {
+    fn widen(input: &[Self], output: &mut [f32]);
+
+    /// To the nearest, ties to even; a NaN stays one.
+    fn round(input: &[f32], output: &mut [Self]);
 }
 
-/// To the nearest, ties to even; a NaN stays one.
-pub(super) fn round_to_bf16(input: &[f32], output: &mut [bf16]) {
-    vectorized(
-        #[inline(always)]
-        || {
-            for (output, input) in output.iter_mut().zip(input) {
-                let bits = input.to_bits();
-                let nearest = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
-                let quiet = bits | 0x0040_0000;
-                let rounded = if input.is_nan() { quiet } else { nearest };
-                *output = bf16::from_bits((rounded >> 16) as u16);
-            }
-        },
-    );
+/// The upper half of an f32.
+impl Half for bf16 {
+    #[inline(always)]
+    fn widen(input: &[Self], output: &mut [f32]) {
+        for (output, input) in output.iter_mut().zip(input) {
+            *output = f32::from_bits(u32::from(input.to_bits()) << 16);
+        }
+    }
+
+    #[inline(always)]
+    fn round(input: &[f32], output: &mut [Self]) {
+        for (output, input) in output.iter_mut().zip(input) {
+            let bits = input.to_bits();
+            let nearest = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
+            let quiet = bits | 0x0040_0000;
+            let rounded = if input.is_nan() { quiet } else { nearest };
+            *output = bf16::from_bits((rounded >> 16) as u16);
+        }
+    }
+}
+
+impl Half for f16 {
+    #[inline(always)]
+    fn widen(input: &[Self], output: &mut [f32]) {
+        input.convert_to_f32_slice(output);
+    }
+
+    #[inline(always)]
+    fn round(input: &[f32], output: &mut [Self]) {
+        output.convert_from_f32_slice(input);
+    }
 }
 
 #[cfg(test)]

@@ -8,17 +8,17 @@ const PARALLEL_PRODUCT: usize = 1 << 20;
 
 /// A matrix somewhere in a slice.
 #[derive(Clone, Copy)]
-pub(crate) struct View<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
+pub(crate) struct View<'a, T = f32> {
+    pub(super) data: &'a [T],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) row_stride: usize,
+    pub(super) column_stride: usize,
 }
 
-impl<'a> View<'a> {
+impl<'a, T: Copy> View<'a, T> {
     /// A row-major matrix whose rows are `row_stride` apart.
-    pub(crate) fn strided(data: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+    pub(crate) fn strided(data: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
         assert!(
             rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= data.len(),
             "a view of [{rows}, {columns}] with stride {row_stride} leaves {} elements",
@@ -34,7 +34,12 @@ impl<'a> View<'a> {
     }
 
     /// A dense row-major matrix.
-    pub(crate) fn new(data: &'a [f32], rows: usize, columns: usize) -> Self {
+    pub(crate) fn new(data: &'a [T], rows: usize, columns: usize) -> Self {
+        assert_eq!(
+            data.len(),
+            rows * columns,
+            "a matrix of [{rows}, {columns}]"
+        );
         Self::strided(data, rows, columns, columns)
     }
 
@@ -45,6 +50,21 @@ impl<'a> View<'a> {
             columns: self.rows,
             row_stride: self.column_stride,
             column_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// Columns from `first` on.
+    pub(crate) fn columns(self, first: usize, count: usize) -> Self {
+        self.transposed().rows(first, count).transposed()
+    }
+
+    /// Rows from `first` on.
+    pub(crate) fn rows(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.rows, "rows of a matrix");
+        Self {
+            data: &self.data[(first * self.row_stride).min(self.data.len())..],
+            rows: count,
             ..self
         }
     }
@@ -90,8 +110,7 @@ pub(crate) fn multiply(
             return;
         }
         let (height, width) = (height.min(rows - row), width.min(columns - column));
-        let left_start = row * left.row_stride;
-        let right_start = column * right.column_stride;
+        let (left, right) = (left.rows(row, height), right.columns(column, width));
         // SAFETY: `View::strided` and the assertion above keep every addressed element inside its
         // slice, the exclusive borrow of `output` keeps it apart from the operands, and parts do not
         // overlap.
@@ -104,10 +123,10 @@ pub(crate) fn multiply(
                 1,
                 row_stride as isize,
                 accumulate,
-                left.data.as_ptr().add(left_start),
+                left.data.as_ptr(),
                 left.column_stride as isize,
                 left.row_stride as isize,
-                right.data.as_ptr().add(right_start),
+                right.data.as_ptr(),
                 right.column_stride as isize,
                 right.row_stride as isize,
                 1.0,

@@ -1,47 +1,16 @@
 //! Elementwise functions of halves as they are stored: widened, computed and rounded a few at a time, so
 //! that nothing but the halves goes through memory.
 
-use burn::tensor::{Bytes, DType, Element, bf16, f16};
+use burn::tensor::{Bytes, DType, bf16, f16};
 use burn_flex::{FlexTensor, Layout};
-use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::cast::{round_to_bf16, widen_bf16};
+use super::cast::Half;
 use super::elementary::{block_length, vectorized};
 use super::operation::dims;
 
 /// Elements that are f32 at once.
 const BLOCK: usize = 256;
-
-/// bf16 and f16.
-trait Half: Element + bytemuck::Pod {
-    fn widen(input: &[Self], output: &mut [f32]);
-    fn round(input: &[f32], output: &mut [Self]);
-}
-
-impl Half for bf16 {
-    #[inline(always)]
-    fn widen(input: &[Self], output: &mut [f32]) {
-        widen_bf16(input, output);
-    }
-
-    #[inline(always)]
-    fn round(input: &[f32], output: &mut [Self]) {
-        round_to_bf16(input, output);
-    }
-}
-
-impl Half for f16 {
-    #[inline(always)]
-    fn widen(input: &[Self], output: &mut [f32]) {
-        input.convert_to_f32_slice(output);
-    }
-
-    #[inline(always)]
-    fn round(input: &[f32], output: &mut [Self]) {
-        output.convert_from_f32_slice(input);
-    }
-}
 
 /// `function` of each element of the inputs, contiguous tensors of one half type and one shape: tensors of
 /// the same.

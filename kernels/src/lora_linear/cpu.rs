@@ -21,16 +21,28 @@ pub(super) fn dispatch(
     if let Some(engine) = halves::serves(&tensor, &weight, bias.as_ref(), lora) {
         return halves::dispatch(engine, tensor, weight, bias, lora);
     }
-    let (x, w) = (input(tensor), input(weight));
     let linear = Linear::new(Base::Dense, bias.is_some(), lora);
-    match (bias.map(input), lora) {
+    apply_dense(linear, tensor, weight, bias, lora)
+}
+
+/// An operation on x, a weight, bias if there is one, a and b if there is an adapter.
+pub(super) fn apply_dense<Op>(
+    linear: Op,
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    lora: Option<&Lora>,
+) -> Tensor<3>
+where
+    Op: Operation<2> + Operation<3> + Operation<4> + Operation<5>,
+{
+    let (x, w) = (input(x), input(weight));
+    let pair = lora.map(|lora| [input(lora.a.clone()), input(lora.b.clone())]);
+    match (bias.map(input), pair) {
         (None, None) => apply(linear, [x, w]),
         (Some(bias), None) => apply(linear, [x, w, bias]),
-        (None, Some(lora)) => apply(linear, [x, w, input(lora.a.clone()), input(lora.b.clone())]),
-        (Some(bias), Some(lora)) => apply(
-            linear,
-            [x, w, bias, input(lora.a.clone()), input(lora.b.clone())],
-        ),
+        (None, Some([a, b])) => apply(linear, [x, w, a, b]),
+        (Some(bias), Some([a, b])) => apply(linear, [x, w, bias, a, b]),
     }
 }
 

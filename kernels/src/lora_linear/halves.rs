@@ -5,12 +5,10 @@ use burn::tensor::{DType, Tensor, bf16};
 use burn_flex::FlexTensor;
 
 use super::Lora;
-use super::cpu::Adapter;
+use super::cpu::{Adapter, apply_dense};
 use crate::cpu::cast::cast;
 use crate::cpu::halves::{Engine, Halves, Sink, engine, multiply, split};
-use crate::cpu::operation::{
-    Operation, apply, dims, half_tensor, half_values as values, input, tensor,
-};
+use crate::cpu::operation::{Operation, dims, half_tensor, half_values as values, tensor};
 use crate::normalization::cpu::column_sums;
 
 /// What multiplies, where all is as this takes it: a frozen weight in bf16, a pair in f32.
@@ -43,16 +41,7 @@ pub(super) fn dispatch(
         biased: bias.is_some(),
         adapter: lora.map(Adapter::of),
     };
-    let (x, w) = (input(x), input(weight));
-    match (bias.map(input), lora) {
-        (None, None) => apply(linear, [x, w]),
-        (Some(bias), None) => apply(linear, [x, w, bias]),
-        (None, Some(lora)) => apply(linear, [x, w, input(lora.a.clone()), input(lora.b.clone())]),
-        (Some(bias), Some(lora)) => apply(
-            linear,
-            [x, w, bias, input(lora.a.clone()), input(lora.b.clone())],
-        ),
-    }
+    apply_dense(linear, x, weight, bias, lora)
 }
 
 /// Inputs in order: x, the weight, bias if there is one, a and b if there is an adapter.

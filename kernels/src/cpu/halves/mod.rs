@@ -16,63 +16,15 @@ pub(crate) use engine::Engine;
 use pack::{PANEL, STEP, TILE, pack_columns, pack_rows};
 pub(crate) use select::{choice, engine};
 
+use super::matrix::View;
+
 /// Packed columns that are held at once: 2 MiB.
 const PACKED: usize = 1 << 20;
 /// Panels of rows that a task multiplies with a panel of columns while it is in the cache.
 const ROW_PANELS: usize = 4;
 
 /// A matrix of bf16 somewhere in a slice.
-#[derive(Clone, Copy)]
-pub(crate) struct Halves<'a> {
-    data: &'a [bf16],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl<'a> Halves<'a> {
-    /// A dense row-major matrix.
-    pub(crate) fn new(data: &'a [bf16], rows: usize, columns: usize) -> Self {
-        assert_eq!(
-            data.len(),
-            rows * columns,
-            "a matrix of [{rows}, {columns}]"
-        );
-        Self {
-            data,
-            rows,
-            columns,
-            row_stride: columns,
-            column_stride: 1,
-        }
-    }
-
-    /// The same elements with rows and columns exchanged.
-    pub(crate) fn transposed(self) -> Self {
-        Self {
-            rows: self.columns,
-            columns: self.rows,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-            ..self
-        }
-    }
-
-    /// Columns from `first` on.
-    pub(crate) fn columns(self, first: usize, count: usize) -> Self {
-        self.transposed().rows(first, count).transposed()
-    }
-
-    /// Rows from `first` on.
-    fn rows(self, first: usize, count: usize) -> Self {
-        Self {
-            data: &self.data[(first * self.row_stride).min(self.data.len())..],
-            rows: count,
-            ..self
-        }
-    }
-}
+pub(crate) type Halves<'a> = View<'a, bf16>;
 
 /// Where a product goes.
 pub(crate) enum Sink<'a> {
