@@ -3,6 +3,8 @@
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::elementary::vectorized;
+
 /// Multiply-adds below which one thread is faster.
 const PARALLEL_PRODUCT: usize = 1 << 20;
 
@@ -144,6 +146,67 @@ pub(crate) fn multiply(
     }
 }
 
+/// `factor · left · right` where the inner dimension is the tokens: a gradient. Its terms may cancel, so
+/// that the order in which they are added shows; blocks of tokens are added in f64.
+///
+/// # Shapes
+/// - left: `[rows, tokens]`, right: `[tokens, columns]`
+/// - result: `[rows, columns]`
+pub(crate) fn multiply_over_tokens(left: View<'_>, right: View<'_>, factor: f32) -> Vec<f32> {
+    let (rows, tokens, columns) = (left.rows, left.columns, right.columns);
+    let [_, across] = match rows * tokens * columns >= PARALLEL_PRODUCT {
+        true => parts(rows, columns, rayon::current_num_threads()),
+        false => [1, 1],
+    };
+    let width = columns.div_ceil(across).next_multiple_of(GRAIN);
+    let sums_of = |first: usize| {
+        let count = width.min(columns - first);
+        let mut sums = vec![0.0f64; rows * count];
+        let mut block = vec![0.0f32; rows * count];
+        for start in (0..tokens).step_by(TOKENS) {
+            let length = TOKENS.min(tokens - start);
+            multiply(
+                &mut block,
+                count,
+                left.columns(start, length),
+                right.rows(start, length).columns(first, count),
+                1.0,
+                false,
+                Threads::One,
+            );
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (sum, &value) in sums.iter_mut().zip(&block) {
+                        *sum += f64::from(value);
+                    }
+                },
+            );
+        }
+        sums
+    };
+    let firsts: Vec<usize> = (0..columns).step_by(width.max(1)).collect();
+    let parts: Vec<Vec<f64>> = firsts.par_iter().map(|&first| sums_of(first)).collect();
+    let mut output = Vec::with_capacity(rows * columns);
+    for row in 0..rows {
+        for part in &parts {
+            let count = part.len() / rows;
+            let sums = &part[row * count..][..count];
+            output.extend(sums.iter().map(|sum| (sum * f64::from(factor)) as f32));
+        }
+    }
+    output
+}
+
+/// `[columns, rows]` of `[rows, columns]`.
+pub(crate) fn transposed(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
+    (0..columns)
+        .flat_map(|column| (0..rows).map(move |row| values[row * columns + column]))
+        .collect()
+}
+
+/// Tokens whose terms are added in f32.
+const TOKENS: usize = 16;
 /// Rows and columns that a part is a multiple of.
 const GRAIN: usize = 16;
 /// Fewest columns, and rows, of a part: narrower ones spend their time on packing.
@@ -199,5 +262,36 @@ mod tests {
             }
         }
         assert_eq!(output[3], 1.0, "what lies between rows is untouched");
+    }
+
+    #[test]
+    fn sums_over_tokens_do_not_depend_on_their_number() {
+        // Terms of 1 that all but cancel, in an order in which f32 would lose most of what is left.
+        let (rows, tokens, columns) = (16, 1000, 300);
+        let sign = |token: usize| if token < tokens / 2 { 1.0 } else { -1.0 };
+        let left: Vec<f32> = (0..tokens * rows).map(|i| sign(i / rows)).collect();
+        let small = |i: usize| (i * 7919 % 1013) as f32 * 1e-7;
+        let right: Vec<f32> = (0..tokens * columns).map(|i| 1.0 + small(i)).collect();
+        let (left, right) = (
+            View::new(&left, tokens, rows).transposed(),
+            View::new(&right, tokens, columns),
+        );
+        let found = multiply_over_tokens(left, right, 2.0);
+        for row in 0..rows {
+            for column in 0..columns {
+                let terms = (0..tokens).map(|t| {
+                    f64::from(left.data[t * rows + row] * right.data[t * columns + column])
+                });
+                let expected = 2.0 * terms.sum::<f64>();
+                let found = f64::from(found[row * columns + column]);
+                // 32 sums of 64 terms, each up to 64 and rounded to 24 bits at every term.
+                assert!((found - expected).abs() < 1e-3, "{found} {expected}");
+            }
+        }
+        assert!(
+            multiply_over_tokens(left.columns(0, 0), right.rows(0, 0), 1.0)
+                .iter()
+                .all(|&x| x == 0.0)
+        );
     }
 }

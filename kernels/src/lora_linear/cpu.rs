@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{Lora, dropout_keeps, halves};
 use crate::cpu::elementary::{block_rows, vectorized};
-use crate::cpu::matrix::{Threads, View, multiply};
+use crate::cpu::matrix::{Threads, View, multiply, multiply_over_tokens, transposed};
 use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
 use crate::normalization::cpu::column_sums;
 use crate::quantized::cpu::Weight as QuantizedWeight;
@@ -265,29 +265,14 @@ impl<const N: usize> Operation<N> for Linear {
             if wanted[first] {
                 let dropped = adapter.drop_inputs(values(x));
                 let x = dropped.as_deref().unwrap_or(values(x));
-                let mut output = vec![0.0f32; rank * width];
-                multiply(
-                    &mut output,
-                    width,
-                    inner.transposed(),
-                    View::new(x, tokens, width),
-                    1.0,
-                    false,
-                    Threads::All,
-                );
+                let x = View::new(x, tokens, width);
+                let output = multiply_over_tokens(inner.transposed(), x, 1.0);
                 results[first] = Some(tensor(output, [rank, width]));
             }
             if wanted[first + 1] {
-                let mut output = vec![0.0f32; outputs * rank];
-                multiply(
-                    &mut output,
-                    rank,
-                    upstream.transposed(),
-                    View::new(values(low), tokens, rank),
-                    adapter.scaling,
-                    false,
-                    Threads::All,
-                );
+                let low = View::new(values(low), tokens, rank).transposed();
+                let output = multiply_over_tokens(low, upstream, adapter.scaling);
+                let output = transposed(&output, [rank, outputs]);
                 results[first + 1] = Some(tensor(output, [outputs, rank]));
             }
         }

@@ -8,6 +8,7 @@ use super::Lora;
 use super::cpu::{Adapter, apply_dense};
 use crate::cpu::cast::cast;
 use crate::cpu::halves::{Engine, Halves, Sink, engine, multiply, split};
+use crate::cpu::matrix::transposed;
 use crate::cpu::operation::{Operation, dims, half_tensor, half_values as values, tensor};
 use crate::normalization::cpu::column_sums;
 
@@ -248,13 +249,6 @@ impl<const N: usize> Operation<N> for HalfLinear {
         }
         results
     }
-}
-
-/// `[columns, rows]` of `[rows, columns]`.
-fn transposed(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
-    (0..columns)
-        .flat_map(|column| (0..rows).map(move |row| values[row * columns + column]))
-        .collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 
-use crate::cpu::elementary::{dot, map_rows, map_rows2};
+use crate::cpu::elementary::{dot, map_rows, map_rows2, vectorized};
 use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
 
 pub(super) fn rms_norm<const D: usize>(
@@ -113,14 +113,14 @@ impl Operation<2> for RmsNorm {
             tensor(output, dims(&saved[0]))
         });
         let for_weight = wanted[1].then(|| {
-            let mut output = vec![0.0f32; width];
+            let mut sums = vec![0.0f64; width];
             for (input, gradient) in input.chunks_exact(width).zip(gradient.chunks_exact(width)) {
                 let inverse = self.inverse(input);
-                for ((output, &x), &g) in output.iter_mut().zip(input).zip(gradient) {
-                    *output += x * inverse * g;
+                for ((sum, &x), &g) in sums.iter_mut().zip(input).zip(gradient) {
+                    *sum += f64::from(x * inverse * g);
                 }
             }
-            tensor(output, [width])
+            tensor(narrow(sums), [width])
         });
         [for_input, for_weight]
     }
@@ -209,27 +209,36 @@ impl Operation<3> for LayerNorm {
             tensor(output, dims(&saved[0]))
         });
         let for_weight = wanted[1].then(|| {
-            let mut output = vec![0.0f32; width];
+            let mut sums = vec![0.0f64; width];
             for (input, gradient) in input.chunks_exact(width).zip(gradient.chunks_exact(width)) {
                 let (mean, inverse) = self.statistics(input);
-                for ((output, &x), &g) in output.iter_mut().zip(input).zip(gradient) {
-                    *output += (x - mean) * inverse * g;
+                for ((sum, &x), &g) in sums.iter_mut().zip(input).zip(gradient) {
+                    *sum += f64::from((x - mean) * inverse * g);
                 }
             }
-            tensor(output, [width])
+            tensor(narrow(sums), [width])
         });
         let for_bias = wanted[2].then(|| tensor(column_sums(gradient, width), [width]));
         [for_input, for_weight, for_bias]
     }
 }
 
-/// Sum over the rows of a matrix of `width` columns.
+/// Sum over the rows of a matrix of `width` columns, in f64: the terms of a gradient may cancel.
 pub(crate) fn column_sums(matrix: &[f32], width: usize) -> Vec<f32> {
-    let mut sums = vec![0.0f32; width];
-    for row in matrix.chunks_exact(width) {
-        for (sum, &x) in sums.iter_mut().zip(row) {
-            *sum += x;
-        }
-    }
-    sums
+    let mut sums = vec![0.0f64; width];
+    vectorized(
+        #[inline(always)]
+        || {
+            for row in matrix.chunks_exact(width) {
+                for (sum, &x) in sums.iter_mut().zip(row) {
+                    *sum += f64::from(x);
+                }
+            }
+        },
+    );
+    narrow(sums)
+}
+
+fn narrow(sums: Vec<f64>) -> Vec<f32> {
+    sums.into_iter().map(|sum| sum as f32).collect()
 }
