@@ -85,6 +85,8 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "cpu")]
+    calor_kernels::keep_freed_memory();
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     if let Ok(folder) = cache::folder() {
         calor_kernels::keep_compiled_in(folder.join("kernels"));

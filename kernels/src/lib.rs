@@ -34,6 +34,8 @@ mod rotary;
 pub use activation::{geglu, geglu_tanh, gelu, gelu_tanh, swiglu};
 pub use adamw::{AdamWUpdate, adamw};
 pub use attention::{AttentionOptions, attention};
+#[cfg(feature = "cpu")]
+pub use cpu::allocator::keep_freed_memory;
 pub use cross_entropy::{IGNORED_TARGET, fuses_cross_entropy, linear_cross_entropy};
 #[cfg(feature = "cuda")]
 pub use cuda::product_library;

@@ -84,15 +84,40 @@ pub(crate) fn vectorized<R>(run: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(run)
 }
 
+/// A vector whose blocks of `block` elements are filled in parallel, `fill(number of the block, block)`.
+///
+/// Each block is zeroed by the task that fills it, when it is in that core's cache.
+#[inline(always)]
+pub(crate) fn filled(
+    length: usize,
+    block: usize,
+    fill: impl Fn(usize, &mut [f32]) + Sync + Send,
+) -> Vec<f32> {
+    let mut output = Vec::with_capacity(length);
+    output.spare_capacity_mut()[..length]
+        .par_chunks_mut(block)
+        .enumerate()
+        .for_each(|(number, block)| {
+            for element in block.iter_mut() {
+                element.write(0.0);
+            }
+            // SAFETY: every element was written just now.
+            fill(number, unsafe { block.assume_init_mut() });
+        });
+    // SAFETY: the blocks cover the length, and every element was written.
+    unsafe { output.set_len(length) };
+    output
+}
+
 /// `output[i] = function(left[i], right[i])`, vectorised and in parallel.
 pub(crate) fn map2(
     left: &[f32],
     right: &[f32],
     function: impl Fn(f32, f32) -> f32 + Copy + Sync + Send,
 ) -> Vec<f32> {
-    let mut output = vec![0.0; left.len()];
     let block = block_length(left.len());
-    let run = |(output, (left, right)): (&mut [f32], (&[f32], &[f32]))| {
+    filled(left.len(), block, |number, output| {
+        let (left, right) = (&left[number * block..], &right[number * block..]);
         vectorized(
             #[inline(always)]
             || {
@@ -101,32 +126,22 @@ pub(crate) fn map2(
                 }
             },
         );
-    };
-    output
-        .par_chunks_mut(block)
-        .zip(left.par_chunks(block).zip(right.par_chunks(block)))
-        .for_each(run);
-    output
+    })
 }
 
 /// `output[i] = function(input[i])`, vectorised and in parallel.
 pub(crate) fn map(input: &[f32], function: impl Fn(f32) -> f32 + Copy + Sync + Send) -> Vec<f32> {
-    let mut output = vec![0.0; input.len()];
     let block = block_length(input.len());
-    output
-        .par_chunks_mut(block)
-        .zip(input.par_chunks(block))
-        .for_each(|(output, input)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (output, &input) in output.iter_mut().zip(input) {
-                        *output = function(input);
-                    }
-                },
-            );
-        });
-    output
+    filled(input.len(), block, |number, output| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (output, &input) in output.iter_mut().zip(&input[number * block..]) {
+                    *output = function(input);
+                }
+            },
+        );
+    })
 }
 
 /// `function(output row, input row)` over all rows of `width` elements, vectorised and in parallel.
@@ -151,9 +166,16 @@ pub(crate) fn map_rows_numbered(
     width: usize,
     function: impl Fn(usize, &mut [f32], &[f32]) + Sync + Send,
 ) -> Vec<f32> {
-    let mut output = vec![0.0; input.len()];
-    over_rows(&mut output, input, width, function);
-    output
+    let rows = block_rows(input.len() / width.max(1), width);
+    filled(
+        input.len(),
+        rows * width,
+        #[inline(always)]
+        |block, output| {
+            let input = &input[block * rows * width..];
+            each_row(block * rows, output, input, width, &function);
+        },
+    )
 }
 
 /// `function(row to change, other row)` over all rows, like [`map_rows`].
@@ -164,41 +186,46 @@ pub(crate) fn change_rows(
     width: usize,
     function: impl Fn(&mut [f32], &[f32]) + Sync + Send,
 ) {
-    over_rows(
-        changed,
-        other,
-        width,
-        #[inline(always)]
-        |_, changed, other| function(changed, other),
-    );
+    let rows = block_rows(other.len() / width.max(1), width);
+    changed
+        .par_chunks_mut(rows * width)
+        .zip(other.par_chunks(rows * width))
+        .for_each(
+            #[inline(always)]
+            |(changed, other)| {
+                each_row(
+                    0,
+                    changed,
+                    other,
+                    width,
+                    #[inline(always)]
+                    |_, changed, other| function(changed, other),
+                );
+            },
+        );
 }
 
+/// `function(number, row, other row)`, vectorised; the first has the number `first`.
 #[inline(always)]
-fn over_rows(
-    output: &mut [f32],
-    input: &[f32],
+fn each_row(
+    first: usize,
+    rows: &mut [f32],
+    others: &[f32],
     width: usize,
-    function: impl Fn(usize, &mut [f32], &[f32]) + Sync + Send,
+    function: impl Fn(usize, &mut [f32], &[f32]),
 ) {
-    let rows = block_rows(input.len() / width.max(1), width);
-    output
-        .par_chunks_mut(rows * width)
-        .zip(input.par_chunks(rows * width))
-        .enumerate()
-        .for_each(|(block, (output, input))| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (row, (output, input)) in output
-                        .chunks_exact_mut(width)
-                        .zip(input.chunks_exact(width))
-                        .enumerate()
-                    {
-                        function(block * rows + row, output, input);
-                    }
-                },
-            );
-        });
+    vectorized(
+        #[inline(always)]
+        || {
+            for (index, (row, other)) in rows
+                .chunks_exact_mut(width)
+                .zip(others.chunks_exact(width))
+                .enumerate()
+            {
+                function(first + index, row, other);
+            }
+        },
+    );
 }
 
 /// `function(output row, left row, right row)` over all rows, like [`map_rows`].
@@ -209,12 +236,13 @@ pub(crate) fn map_rows2(
     width: usize,
     function: impl Fn(&mut [f32], &[f32], &[f32]) + Sync + Send,
 ) -> Vec<f32> {
-    let mut output = vec![0.0; left.len()];
     let block = block_rows(left.len() / width.max(1), width) * width;
-    output
-        .par_chunks_mut(block)
-        .zip(left.par_chunks(block).zip(right.par_chunks(block)))
-        .for_each(|(output, (left, right))| {
+    filled(
+        left.len(),
+        block,
+        #[inline(always)]
+        |number, output| {
+            let (left, right) = (&left[number * block..], &right[number * block..]);
             vectorized(
                 #[inline(always)]
                 || {
@@ -227,8 +255,8 @@ pub(crate) fn map_rows2(
                     }
                 },
             );
-        });
-    output
+        },
+    )
 }
 
 /// How many elements one task takes, so that small inputs stay on one thread.

@@ -79,6 +79,15 @@ pub(crate) enum Threads {
     One,
 }
 
+/// What a product is added to.
+#[derive(Clone, Copy)]
+enum Start<'a> {
+    Nothing,
+    Output,
+    /// One number a column.
+    Bias(&'a [f32]),
+}
+
 /// `output = factor · left · right`, added to `output` when `accumulate`; rows of the output are
 /// `row_stride` apart.
 pub(crate) fn multiply(
@@ -90,12 +99,65 @@ pub(crate) fn multiply(
     accumulate: bool,
     threads: Threads,
 ) {
+    let (rows, columns) = (left.rows, right.columns);
+    assert!(rows == 0 || columns == 0 || (rows - 1) * row_stride + columns <= output.len());
+    let start = if accumulate {
+        Start::Output
+    } else {
+        Start::Nothing
+    };
+    // SAFETY: the output has place, as asserted, and its exclusive borrow keeps it apart from the
+    // operands.
+    unsafe {
+        let output = Shared(output.as_mut_ptr());
+        multiply_to(output, row_stride, left, right, factor, start, threads);
+    }
+}
+
+/// `factor · left · right`, dense, with a bias added to every row, on every core.
+pub(crate) fn product(
+    left: View<'_>,
+    right: View<'_>,
+    factor: f32,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let (rows, columns) = (left.rows, right.columns);
+    if left.columns == 0 {
+        let row = bias.map_or_else(|| vec![0.0; columns], <[f32]>::to_vec);
+        return row.repeat(rows);
+    }
+    assert!(bias.is_none_or(|bias| bias.len() == columns));
+    let mut output: Vec<f32> = Vec::with_capacity(rows * columns);
+    let start = bias.map_or(Start::Nothing, Start::Bias);
+    // SAFETY: the capacity is that of the product, which writes every element, and reads none that it did
+    // not write.
+    unsafe {
+        let place = Shared(output.as_mut_ptr());
+        multiply_to(place, columns, left, right, factor, start, Threads::All);
+        output.set_len(rows * columns);
+    }
+    output
+}
+
+/// Adds `factor · left · right` to the start.
+///
+/// # Safety
+/// The output has place for the product with rows `row_stride` apart, and is neither an operand's nor
+/// used by anything else meanwhile; with [`Start::Output`] it was written before.
+unsafe fn multiply_to(
+    output: Shared,
+    row_stride: usize,
+    left: View<'_>,
+    right: View<'_>,
+    factor: f32,
+    start: Start<'_>,
+    threads: Threads,
+) {
     let (rows, inner, columns) = (left.rows, left.columns, right.columns);
     assert_eq!(inner, right.rows, "inner dimensions of a product");
     if rows == 0 || columns == 0 {
         return;
     }
-    assert!((rows - 1) * row_stride + columns <= output.len());
     let parallel = threads == Threads::All && rows * inner * columns >= PARALLEL_PRODUCT;
     let [down, across] = match parallel {
         true => parts(rows, columns, rayon::current_num_threads()),
@@ -105,7 +167,6 @@ pub(crate) fn multiply(
         rows.div_ceil(down).next_multiple_of(GRAIN),
         columns.div_ceil(across).next_multiple_of(GRAIN),
     );
-    let output = Shared(output.as_mut_ptr());
     let part = |number: usize| {
         let (row, column) = (number / across * height, number % across * width);
         if row >= rows || column >= columns {
@@ -113,18 +174,24 @@ pub(crate) fn multiply(
         }
         let (height, width) = (height.min(rows - row), width.min(columns - column));
         let (left, right) = (left.rows(row, height), right.columns(column, width));
-        // SAFETY: `View::strided` and the assertion above keep every addressed element inside its
-        // slice, the exclusive borrow of `output` keeps it apart from the operands, and parts do not
-        // overlap.
+        // SAFETY: `View::strided` and the caller keep every addressed element inside its slice, and parts
+        // do not overlap.
         unsafe {
+            let output = output.at(row * row_stride + column);
+            if let Start::Bias(bias) = start {
+                let bias = bias[column..column + width].as_ptr();
+                for row in 0..height {
+                    std::ptr::copy_nonoverlapping(bias, output.add(row * row_stride), width);
+                }
+            }
             gemm::gemm(
                 height,
                 width,
                 inner,
-                output.at(row * row_stride + column),
+                output,
                 1,
                 row_stride as isize,
-                accumulate,
+                !matches!(start, Start::Nothing),
                 left.data.as_ptr(),
                 left.column_stride as isize,
                 left.row_stride as isize,
@@ -225,7 +292,7 @@ fn parts(rows: usize, columns: usize, threads: usize) -> [usize; 2] {
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
 
-// SAFETY: `multiply` hands every part of the output to one thread alone.
+// SAFETY: every part of an output is one thread's alone.
 unsafe impl Sync for Shared {}
 
 impl Shared {

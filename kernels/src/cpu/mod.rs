@@ -1,6 +1,7 @@
 //! What the CPU kernels share: entering and leaving burn's tensors, registering a backward pass,
 //! matrix products, vectorised elementary functions.
 
+pub(crate) mod allocator;
 pub(crate) mod cast;
 pub(crate) mod elementary;
 #[cfg(test)]

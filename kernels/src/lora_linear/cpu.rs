@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{Lora, dropout_keeps, halves};
 use crate::cpu::elementary::{block_rows, vectorized};
-use crate::cpu::matrix::{Threads, View, multiply, multiply_over_tokens, transposed};
+use crate::cpu::matrix::{Threads, View, multiply, multiply_over_tokens, product, transposed};
 use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
 use crate::normalization::cpu::column_sums;
 use crate::quantized::cpu::Weight as QuantizedWeight;
@@ -136,42 +136,31 @@ impl<const N: usize> Operation<N> for Linear {
         let [outputs, width] = self.shape(&inputs);
         let tokens = values(x).len() / width;
 
-        let mut output = vec![0.0f32; tokens * outputs];
-        if self.biased {
-            let bias = values(&inputs[self.bias()]);
-            for row in output.chunks_exact_mut(outputs) {
-                row.copy_from_slice(bias);
-            }
-        }
+        let bias = self.biased.then(|| values(&inputs[self.bias()]));
         let flat = View::new(values(x), tokens, width);
-        match &self.base {
-            Base::Dense => multiply(
-                &mut output,
-                outputs,
-                flat,
-                View::new(values(&inputs[1]), outputs, width).transposed(),
-                1.0,
-                self.biased,
-                Threads::All,
-            ),
-            Base::Quantized(weight) => weight.multiply_transposed(&mut output, flat, self.biased),
-        }
+        let mut output = match &self.base {
+            Base::Dense => {
+                let weight = View::new(values(&inputs[1]), outputs, width);
+                product(flat, weight.transposed(), 1.0, bias)
+            }
+            Base::Quantized(weight) => {
+                let mut output = match bias {
+                    Some(bias) => bias.repeat(tokens),
+                    None => vec![0.0; tokens * outputs],
+                };
+                weight.multiply_transposed(&mut output, flat, self.biased);
+                output
+            }
+        };
         let mut low_rank = None;
         if let Some(adapter) = self.adapter {
             let a = &inputs[self.first_factor()];
             let b = &inputs[self.first_factor() + 1];
             let rank = dims(a)[0];
             let dropped = adapter.drop_inputs(values(x));
-            let mut low = vec![0.0f32; tokens * rank];
-            multiply(
-                &mut low,
-                rank,
-                View::new(dropped.as_deref().unwrap_or(values(x)), tokens, width),
-                View::new(values(a), rank, width).transposed(),
-                1.0,
-                false,
-                Threads::All,
-            );
+            let seen = View::new(dropped.as_deref().unwrap_or(values(x)), tokens, width);
+            let a = View::new(values(a), rank, width);
+            let low = product(seen, a.transposed(), 1.0, None);
             multiply(
                 &mut output,
                 outputs,
@@ -204,33 +193,20 @@ impl<const N: usize> Operation<N> for Linear {
         let tokens = values(x).len() / width;
         let upstream = View::new(values(&gradient), tokens, outputs);
 
-        let mut for_input = wanted[0].then(|| {
-            let mut output = vec![0.0f32; tokens * width];
-            match &self.base {
-                Base::Dense => multiply(
-                    &mut output,
-                    width,
-                    upstream,
-                    View::new(values(&saved[1]), outputs, width),
-                    1.0,
-                    false,
-                    Threads::All,
-                ),
-                Base::Quantized(weight) => weight.multiply_plain(&mut output, values(&gradient)),
+        let mut for_input = wanted[0].then(|| match &self.base {
+            Base::Dense => {
+                let weight = View::new(values(&saved[1]), outputs, width);
+                product(upstream, weight, 1.0, None)
             }
-            output
+            Base::Quantized(weight) => {
+                let mut output = vec![0.0f32; tokens * width];
+                weight.multiply_plain(&mut output, values(&gradient));
+                output
+            }
         });
         if matches!(self.base, Base::Dense) && wanted[1] {
-            let mut output = vec![0.0f32; outputs * width];
-            multiply(
-                &mut output,
-                width,
-                upstream.transposed(),
-                View::new(values(x), tokens, width),
-                1.0,
-                false,
-                Threads::All,
-            );
+            let x = View::new(values(x), tokens, width);
+            let output = product(upstream.transposed(), x, 1.0, None);
             results[1] = Some(tensor(output, [outputs, width]));
         }
         if self.biased && wanted[self.bias()] {
@@ -241,22 +217,13 @@ impl<const N: usize> Operation<N> for Linear {
             let (a, b, low) = (&saved[first], &saved[first + 1], &saved[first + 2]);
             let rank = dims(a)[0];
             // The gradient at the output of `a`, from which both the input and `a` get theirs.
-            let mut inner = vec![0.0f32; tokens * rank];
-            multiply(
-                &mut inner,
-                rank,
-                upstream,
-                View::new(values(b), outputs, rank),
-                adapter.scaling,
-                false,
-                Threads::All,
-            );
+            let factor = View::new(values(b), outputs, rank);
+            let inner = product(upstream, factor, adapter.scaling, None);
             let inner = View::new(&inner, tokens, rank);
             if let Some(output) = &mut for_input {
                 let a = View::new(values(a), rank, width);
                 if adapter.dropout > 0.0 {
-                    let mut through = vec![0.0f32; tokens * width];
-                    multiply(&mut through, width, inner, a, 1.0, false, Threads::All);
+                    let through = product(inner, a, 1.0, None);
                     adapter.add_kept(output, &through);
                 } else {
                     multiply(output, width, inner, a, 1.0, true, Threads::All);
