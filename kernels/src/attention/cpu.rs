@@ -6,12 +6,12 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::AttentionOptions;
-use crate::cpu::elementary::{dot, exp_sum, maximum, tanh, vectorized};
+use crate::cpu::elementary::{dot, exp_sum, maximum, tanh, vectorized, zeros};
 use crate::cpu::matrix::{Threads, View, multiply};
 use crate::cpu::operation::{Operation, apply, dims, input, integers, tensor, values};
 
-/// Queries a tile: scores of a tile stay in the second-level cache up to some thousand keys.
-const TILE: usize = 64;
+/// Most queries of a tile.
+const TILE: usize = 128;
 
 pub(super) fn dispatch(
     query: Tensor<4>,
@@ -87,6 +87,15 @@ impl Shape {
 }
 
 impl Attention {
+    /// Queries of a tile: its scores stay in the second-level cache up to some thousand keys. In a causal
+    /// segment wider tiles compute more of what is masked.
+    fn tile(&self, length: usize) -> usize {
+        match self.options.causal || length > 2048 {
+            true => TILE / 2,
+            false => TILE,
+        }
+    }
+
     /// Keys that any query of a tile may see, within the segment.
     fn visible(&self, tile: &std::ops::Range<usize>, length: usize) -> std::ops::Range<usize> {
         let window = self.options.window.unwrap_or(usize::MAX);
@@ -108,7 +117,6 @@ impl Attention {
     /// Scores of one tile, masked keys at minus infinity: `[tile, keys]`.
     fn scores(&self, buffer: &mut Vec<f32>, tile: &Tile<'_>) {
         let (rows, columns) = (tile.queries.len(), tile.keys.len());
-        buffer.clear();
         buffer.resize(rows * columns, 0.0);
         multiply(
             buffer,
@@ -227,7 +235,7 @@ impl Operation<3> for Attention {
         let shape = Shape::of(&query, &key);
         let head_dim = shape.head_dim;
         let tokens = values(&query).len() / shape.query_stride();
-        let mut output = vec![0.0f32; values(&query).len()];
+        let mut output = zeros(values(&query).len());
         let mut log_sums = vec![0.0f32; if tracked { tokens * shape.heads } else { 0 }];
         let shared_output = Shared::new(&mut output);
         let shared_sums = Shared::new(&mut log_sums);
@@ -243,8 +251,8 @@ impl Operation<3> for Attention {
             |(scores, result): &mut (Vec<f32>, Vec<f32>), &(run, head)| {
                 let query_offset = run.start * shape.query_stride() + head * head_dim;
                 let key_offset = run.start * shape.key_stride() + head / shape.groups() * head_dim;
-                for first in (0..run.length).step_by(TILE) {
-                    let queries = first..(first + TILE).min(run.length);
+                for first in (0..run.length).step_by(self.tile(run.length)) {
+                    let queries = first..(first + self.tile(run.length)).min(run.length);
                     let tile = Tile {
                         query: &q[query_offset..],
                         key: &k[key_offset..],
@@ -269,7 +277,6 @@ impl Operation<3> for Attention {
                             }
                         },
                     );
-                    result.clear();
                     result.resize(rows * head_dim, 0.0);
                     multiply(
                         result,
@@ -317,9 +324,9 @@ impl Operation<3> for Attention {
             <[FlexTensor; 5]>::try_from(saved).expect("what the forward pass kept");
         let shape = Shape::of(&query, &key);
         let head_dim = shape.head_dim;
-        let mut query_gradient = vec![0.0f32; values(&query).len()];
-        let mut key_gradient = vec![0.0f32; values(&key).len()];
-        let mut value_gradient = vec![0.0f32; values(&value).len()];
+        let mut query_gradient = zeros(values(&query).len());
+        let mut key_gradient = zeros(values(&key).len());
+        let mut value_gradient = zeros(values(&value).len());
         let to_query = Shared::new(&mut query_gradient);
         let to_key = Shared::new(&mut key_gradient);
         let to_value = Shared::new(&mut value_gradient);
@@ -342,8 +349,8 @@ impl Operation<3> for Attention {
                 scratch.value.resize(run.length * head_dim, 0.0);
                 for head in kv_head * shape.groups()..(kv_head + 1) * shape.groups() {
                     let query_offset = run.start * shape.query_stride() + head * head_dim;
-                    for first in (0..run.length).step_by(TILE) {
-                        let queries = first..(first + TILE).min(run.length);
+                    for first in (0..run.length).step_by(self.tile(run.length)) {
+                        let queries = first..(first + self.tile(run.length)).min(run.length);
                         let tile = Tile {
                             query: &q[query_offset..],
                             key: &k[key_offset..],
@@ -360,12 +367,19 @@ impl Operation<3> for Attention {
                             head_dim,
                         );
                         let token = |row: usize| run.start + tile.queries.start + row;
-                        let deltas = |row: usize| {
-                            let at = token(row) * shape.query_stride() + head * head_dim;
-                            dot(&o[at..at + head_dim], &g[at..at + head_dim])
-                        };
                         let log_sum = |row: usize| log_sums[token(row) * shape.heads + head];
-                        self.backward_tile(scratch, &tile, upstream, log_sum, deltas);
+                        self.backward_tile(
+                            scratch,
+                            &tile,
+                            upstream,
+                            log_sum,
+                            // Part of what is vectorised there.
+                            #[inline(always)]
+                            |row| {
+                                let at = token(row) * shape.query_stride() + head * head_dim;
+                                dot(&o[at..at + head_dim], &g[at..at + head_dim])
+                            },
+                        );
                         let stride = shape.query_stride();
                         let offset = query_offset + tile.queries.start * stride;
                         // SAFETY: this task alone has this segment's query heads.
@@ -444,7 +458,6 @@ impl Attention {
             true,
             Threads::One,
         );
-        slopes.clear();
         slopes.resize(rows * columns, 0.0);
         multiply(
             slopes,
@@ -477,7 +490,6 @@ impl Attention {
                 }
             },
         );
-        query.clear();
         query.resize(rows * head_dim, 0.0);
         let slopes = View::new(slopes, rows, columns);
         multiply(

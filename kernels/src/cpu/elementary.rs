@@ -109,6 +109,11 @@ pub(crate) fn filled(
     output
 }
 
+/// Zeros, written in parallel.
+pub(crate) fn zeros(length: usize) -> Vec<f32> {
+    filled(length, block_length(length), |_, _| {})
+}
+
 /// `output[i] = function(left[i], right[i])`, vectorised and in parallel.
 pub(crate) fn map2(
     left: &[f32],
