@@ -192,8 +192,11 @@ def compare(case: Case, options: argparse.Namespace) -> list[dict]:
     )
     differences = {}
     if not options.torch_only:
+        in_f32 = None
+        if options.dtype != "f32":
+            in_f32 = run_torch(replace(checked, dtype="f32"), "eager", CHECKED_STEPS, 0)["losses"]
         for variant in options.torch_variants:
-            differences[variant] = check_losses(checked, variant)
+            differences[variant] = check_losses(checked, variant, in_f32)
     timed = replace(checked, adapter=with_dropout(checked.adapter, options.dropout))
     return [time_variant(timed, variant, differences, options) for variant in options.torch_variants]
 
@@ -286,18 +289,16 @@ def tokens_of(data: Path) -> tuple[int, int]:
     return sum(mask), len(mask)
 
 
-def check_losses(work: Work, variant: str) -> dict:
+def check_losses(work: Work, variant: str, in_f32: list[float] | None) -> dict:
     """Relative differences of the first steps' losses; an error above the tolerance.
 
-    In bf16, PyTorch's losses before an update, and what both sides have after it, are held against
-    PyTorch in f32; only its own may be further away.
+    In bf16 both sides are held against `in_f32`, PyTorch's losses in f32; its own may be further away
+    after an update.
     """
     model = work.case.model
     say(f"{model}, {variant}: comparing the losses of {CHECKED_STEPS} steps")
     losses = {side: run(work, variant, CHECKED_STEPS, 0)["losses"] for side, run in SIDES.items()}
-    expected = losses["pytorch"]
-    if work.dtype != "f32":
-        expected = run_torch(replace(work, dtype="f32"), variant, CHECKED_STEPS, 0)["losses"]
+    expected = in_f32 or losses["pytorch"]
     if any(len(of) != CHECKED_STEPS for of in [expected, *losses.values()]):
         raise BenchError(f"{model}: {CHECKED_STEPS} losses of each side wanted, found {losses}")
     differences = {
