@@ -87,13 +87,17 @@ impl Shape {
 }
 
 impl Attention {
-    /// Queries of a tile: its scores stay in the second-level cache up to some thousand keys. In a causal
-    /// segment wider tiles compute more of what is masked.
-    fn tile(&self, length: usize) -> usize {
-        match self.options.causal || length > 2048 {
+    /// The queries of a segment, tile by tile: a tile's scores stay in the second-level cache up to some
+    /// thousand keys. Where keys are masked, wider tiles compute more of what is.
+    fn tiles(&self, length: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+        let masked = self.options.causal || self.options.window.is_some();
+        let size = match masked || length > 2048 {
             true => TILE / 2,
             false => TILE,
-        }
+        };
+        (0..length)
+            .step_by(size)
+            .map(move |first| first..(first + size).min(length))
     }
 
     /// Keys that any query of a tile may see, within the segment.
@@ -251,8 +255,7 @@ impl Operation<3> for Attention {
             |(scores, result): &mut (Vec<f32>, Vec<f32>), &(run, head)| {
                 let query_offset = run.start * shape.query_stride() + head * head_dim;
                 let key_offset = run.start * shape.key_stride() + head / shape.groups() * head_dim;
-                for first in (0..run.length).step_by(self.tile(run.length)) {
-                    let queries = first..(first + self.tile(run.length)).min(run.length);
+                for queries in self.tiles(run.length) {
                     let tile = Tile {
                         query: &q[query_offset..],
                         key: &k[key_offset..],
@@ -349,8 +352,7 @@ impl Operation<3> for Attention {
                 scratch.value.resize(run.length * head_dim, 0.0);
                 for head in kv_head * shape.groups()..(kv_head + 1) * shape.groups() {
                     let query_offset = run.start * shape.query_stride() + head * head_dim;
-                    for first in (0..run.length).step_by(self.tile(run.length)) {
-                        let queries = first..(first + self.tile(run.length)).min(run.length);
+                    for queries in self.tiles(run.length) {
                         let tile = Tile {
                             query: &q[query_offset..],
                             key: &k[key_offset..],

@@ -6,7 +6,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::{Lora, dropout_keeps, halves};
-use crate::cpu::elementary::{block_rows, vectorized};
+use crate::cpu::elementary::{block_rows, vectorized, zeros};
 use crate::cpu::matrix::{Threads, View, multiply, multiply_over_tokens, product, transposed};
 use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
 use crate::normalization::cpu::column_sums;
@@ -146,7 +146,7 @@ impl<const N: usize> Operation<N> for Linear {
             Base::Quantized(weight) => {
                 let mut output = match bias {
                     Some(bias) => bias.repeat(tokens),
-                    None => vec![0.0; tokens * outputs],
+                    None => zeros(tokens * outputs),
                 };
                 weight.multiply_transposed(&mut output, flat, self.biased);
                 output
@@ -199,7 +199,7 @@ impl<const N: usize> Operation<N> for Linear {
                 product(upstream, weight, 1.0, None)
             }
             Base::Quantized(weight) => {
-                let mut output = vec![0.0f32; tokens * width];
+                let mut output = zeros(tokens * width);
                 weight.multiply_plain(&mut output, values(&gradient));
                 output
             }
@@ -267,7 +267,7 @@ impl Adapter {
     fn drop_inputs(&self, input: &[f32]) -> Option<Vec<f32>> {
         let keep = self.keep();
         (self.dropout > 0.0).then(|| {
-            let mut output = vec![0.0f32; input.len()];
+            let mut output = zeros(input.len());
             self.over_kept(&mut output, input, |_, x| x * keep, |_| 0.0);
             output
         })
