@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use calor_kernels::{
-    AdamWUpdate, AttentionOptions, HostWeight, Lora, Quantization, QuantizedWeight, reference,
+    AdamWTensor, AdamWUpdate, AttentionOptions, HostWeight, Lora, Quantization, QuantizedWeight,
+    reference,
 };
 
 /// Live bytes, and the most there were.
@@ -282,16 +283,15 @@ fn loss_and_update(dtype: DType, found: &mut Vec<(&'static str, Peaks)>) {
         weight_decay: 0.01,
         step: 3,
     };
-    type Update = fn(Tensor<1>, Tensor<1>, Tensor<1>, Tensor<1>, &AdamWUpdate) -> [Tensor<1>; 3];
-    let run = |adamw: Update| {
-        let (values, gradient) = (values.clone(), gradient.clone());
-        black_box(adamw(
-            values,
-            gradient,
-            first.clone(),
-            second.clone(),
-            &update,
-        ));
+    let run = |adamw: fn(Vec<AdamWTensor>, f32) -> Vec<[Tensor<1>; 3]>| {
+        let tensor = AdamWTensor {
+            values: values.clone(),
+            gradient: gradient.clone(),
+            first: first.clone(),
+            second: second.clone(),
+            update,
+        };
+        black_box(adamw(vec![tensor], 0.5));
     };
     let peaks = [
         measured(&|| run(calor_kernels::adamw)),

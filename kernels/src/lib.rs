@@ -20,6 +20,7 @@ mod cpu;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod global_norm;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod gpu;
 mod lora_linear;
@@ -32,13 +33,14 @@ mod recompute;
 mod rotary;
 
 pub use activation::{geglu, geglu_tanh, gelu, gelu_tanh, swiglu};
-pub use adamw::{AdamWUpdate, adamw};
+pub use adamw::{AdamWTensor, AdamWUpdate, adamw};
 pub use attention::{AttentionOptions, attention};
 #[cfg(feature = "cpu")]
 pub use cpu::allocator::keep_freed_memory;
 pub use cross_entropy::{IGNORED_TARGET, fuses_cross_entropy, linear_cross_entropy};
 #[cfg(feature = "cuda")]
 pub use cuda::product_library;
+pub use global_norm::global_norm;
 pub use lora_linear::{Lora, dropout, dropout_keeps, lora_linear};
 pub use masked_softmax::{ScoreOptions, masked_softmax};
 pub use matmul::matmul;
@@ -55,6 +57,7 @@ pub mod reference {
     pub use crate::adamw::reference::{adamw, moments, moved};
     pub use crate::attention::reference::{attention, soft_cap, spread_heads};
     pub use crate::cross_entropy::reference::linear_cross_entropy;
+    pub use crate::global_norm::reference::global_norm;
     pub use crate::lora_linear::reference::lora_linear;
     pub use crate::masked_softmax::reference::masked_softmax;
     pub use crate::normalization::reference::{layer_norm, rms_norm};

@@ -1,109 +1,119 @@
-//! AdamW on a GPU: one pass over values, gradient and moments.
+//! AdamW on a GPU: one pass over values, gradient and moments, several tensors a kernel.
 //!
 //! Left to burn's fusion, the updates of all tensors together become kernels that take many seconds to
 //! compile, and other ones when a gradient is clipped for the first time.
 
-use burn::backend::cubecl::dtype_to_storage_type;
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Cube, backend_extension};
-use burn::tensor::Tensor;
-use burn_cubecl::CubeBackend;
+use burn::backend::fusion::custom::TensorSpec;
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
-use super::AdamWUpdate;
+use super::{AdamWTensor, AdamWUpdate};
+use crate::gpu::list::{apply_to_all, groups, most_at_once, owned};
 use crate::gpu::operation::{tensor, value};
-use crate::gpu::rows::vector_size;
+use crate::gpu::rows::{UNITS, vector_size};
 
-pub(super) fn adamw(
-    values: Tensor<1>,
-    gradient: Tensor<1>,
-    first: Tensor<1>,
-    second: Tensor<1>,
-    update: &AdamWUpdate,
-) -> [Tensor<1>; 3] {
-    let (values, gradient) = (value(values), value(gradient));
-    let (first, second) = (value(first), value(second));
-    let (values, first, second) = Cube::adamw_update(values, gradient, first, second, *update);
-    [values, first, second].map(tensor)
-}
+/// Buffers of one tensor: values, gradient and moments.
+const BINDINGS: usize = 4;
+/// Tensors a kernel: what it is handed stays well within CUDA's 4 KiB.
+const MOST_TENSORS: usize = 16;
+/// Cubes that work on one tensor at most; each goes on until the tensor is done.
+const MOST_CUBES: usize = 4096;
 
-/// AdamW as a backend computes it.
-#[backend_extension(Cube, Fusion)]
-pub trait AdamW: Backend {
-    /// See [`adamw`](crate::adamw).
-    #[fusion(meta = |values, _, first, second, _| (values.clone(), first.clone(), second.clone()))]
-    fn adamw_update(
-        values: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        first: FloatTensor<Self>,
-        second: FloatTensor<Self>,
-        update: AdamWUpdate,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-}
-
-impl AdamW for CubeBackend {
-    fn adamw_update(
-        values: CubeTensor,
-        gradient: CubeTensor,
-        first: CubeTensor,
-        second: CubeTensor,
-        update: AdamWUpdate,
-    ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let [values, gradient, first, second] =
-            [values, gradient, first, second].map(into_contiguous);
-        let client = values.client.clone();
-        let outputs = [(); 3].map(|()| {
-            let (device, shape) = (values.device.clone(), values.meta.shape().clone());
-            empty_device_contiguous_dtype(client.clone(), device, shape, values.dtype)
-        });
-        let elements = values.meta.num_elements();
-        let vector_size = vector_size(&values, elements);
-        let units = elements / vector_size;
-        let dimension = CubeDim::new(&client, units);
-        let count = calculate_cube_count_elemwise(&client, units, dimension);
-        let [correction_1, correction_2] = update.corrections();
-        let dtype = dtype_to_storage_type(values.dtype);
-        let [new_values, new_first, new_second] = outputs;
-        adamw_kernel::launch(
-            &client,
-            count,
-            dimension,
-            vector_size,
-            values.into_linear_view(),
-            gradient.into_linear_view(),
-            first.into_linear_view(),
-            second.into_linear_view(),
-            new_values.clone().into_linear_view(),
-            new_first.clone().into_linear_view(),
-            new_second.clone().into_linear_view(),
-            update.beta_1 as f32,
-            (1.0 - update.beta_1) as f32,
-            update.beta_2 as f32,
-            (1.0 - update.beta_2) as f32,
-            correction_2.sqrt() as f32,
-            update.epsilon as f32,
-            (update.learning_rate / correction_1) as f32,
-            (1.0 - update.learning_rate * update.weight_decay) as f32,
-            dtype,
-        );
-        (new_values, new_first, new_second)
+pub(super) fn adamw(tensors: Vec<AdamWTensor>, scale: f32) -> Vec<[Tensor<1>; 3]> {
+    let mut inputs = Vec::with_capacity(4 * tensors.len());
+    let mut outputs = Vec::with_capacity(3 * tensors.len());
+    let mut updates = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let spec = TensorSpec::new(tensor.values.shape(), DType::F32);
+        outputs.extend([spec.clone(), spec.clone(), spec]);
+        inputs.extend([tensor.values, tensor.gradient, tensor.first, tensor.second].map(value));
+        updates.push(tensor.update);
     }
+    let run = move |inputs: Vec<CubeTensor>| update_all(inputs, &updates, scale);
+    let mut found = apply_to_all("adamw", inputs, outputs, run).into_iter();
+    let mut triples = vec![];
+    while let (Some(values), Some(first), Some(second)) = (found.next(), found.next(), found.next())
+    {
+        triples.push([values, first, second].map(tensor));
+    }
+    triples
 }
 
+/// `inputs` and the result are those of [`adamw`], four and three a tensor. The moments stay where they
+/// are, and the new values lie where the gradient was.
+fn update_all(inputs: Vec<CubeTensor>, updates: &[AdamWUpdate], scale: f32) -> Vec<CubeTensor> {
+    let owned = |(index, tensor)| match index % 4 {
+        0 => into_contiguous(tensor),
+        _ => owned(tensor),
+    };
+    let tensors: Vec<CubeTensor> = inputs.into_iter().enumerate().map(owned).collect();
+    let keys = tensors.chunks_exact(4).zip(updates).map(|(parts, update)| {
+        let elements = parts[0].meta.num_elements();
+        (*update, vector_size(&parts[0], elements))
+    });
+    let most = most_at_once(&tensors[0], BINDINGS).min(MOST_TENSORS);
+    for ((update, vector_size), group) in groups(keys, most) {
+        launch(&update, vector_size, &group, &tensors, scale);
+    }
+    let mut tensors = tensors.into_iter();
+    let mut outputs = vec![];
+    while let Some(_values) = tensors.next() {
+        outputs.extend(tensors.by_ref().take(3));
+    }
+    outputs
+}
+
+fn launch(
+    update: &AdamWUpdate,
+    vector_size: VectorSize,
+    group: &[usize],
+    tensors: &[CubeTensor],
+    scale: f32,
+) {
+    let longest = group
+        .iter()
+        .map(|index| tensors[4 * index].meta.num_elements());
+    let vectors = longest.max().unwrap_or(0) / vector_size;
+    let cubes = vectors.div_ceil(UNITS as usize).clamp(1, MOST_CUBES);
+    let part = |part: usize| {
+        let parts = group.iter().map(move |index| &tensors[4 * index + part]);
+        parts.cloned().map(CubeTensor::into_linear_view)
+    };
+    let factors = update.factors();
+    update_kernel::launch(
+        &tensors[0].client,
+        CubeCount::Static(cubes as u32, group.len() as u32, 1),
+        CubeDim::new_1d(UNITS),
+        vector_size,
+        part(0).collect(),
+        part(1).collect(),
+        part(2).collect(),
+        part(3).collect(),
+        factors.beta_1,
+        factors.rest_1,
+        factors.beta_2,
+        factors.rest_2,
+        factors.correction,
+        factors.epsilon,
+        factors.rate,
+        factors.decay,
+        scale,
+    );
+}
+
+type Reads<N> = Sequence<LinearView<'static, Vector<f32, N>>>;
+type Writes<N> = Sequence<LinearViewMut<'static, Vector<f32, N>>>;
+
+/// The cubes of a row work on one tensor. `moving` is the gradient before and the values after.
 #[cube(launch)]
-fn adamw_kernel<T: Float, N: Size>(
-    values: LinearView<'_, Vector<T, N>>,
-    gradient: LinearView<'_, Vector<T, N>>,
-    first: LinearView<'_, Vector<T, N>>,
-    second: LinearView<'_, Vector<T, N>>,
-    mut new_values: LinearViewMut<'_, Vector<T, N>>,
-    mut new_first: LinearViewMut<'_, Vector<T, N>>,
-    mut new_second: LinearViewMut<'_, Vector<T, N>>,
+fn update_kernel<N: Size>(
+    values: Reads<N>,
+    mut moving: Writes<N>,
+    mut first: Writes<N>,
+    mut second: Writes<N>,
     beta_1: f32,
     rest_1: f32,
     beta_2: f32,
@@ -112,25 +122,35 @@ fn adamw_kernel<T: Float, N: Size>(
     epsilon: f32,
     rate: f32,
     decay: f32,
-    #[define(T)] _dtype: ElemType,
+    scale: f32,
 ) {
-    if !new_values.is_in_bounds(ABSOLUTE_POS) {
-        terminate!();
+    let beta_1 = Vector::<f32, N>::cast_from(beta_1);
+    let rest_1 = Vector::<f32, N>::cast_from(rest_1);
+    let beta_2 = Vector::<f32, N>::cast_from(beta_2);
+    let rest_2 = Vector::<f32, N>::cast_from(rest_2);
+    let correction = Vector::<f32, N>::cast_from(correction);
+    let epsilon = Vector::<f32, N>::cast_from(epsilon);
+    let rate = Vector::<f32, N>::cast_from(rate);
+    let decay = Vector::<f32, N>::cast_from(decay);
+    let scale = Vector::<f32, N>::cast_from(scale);
+    let step = (CUBE_COUNT_X * UNITS) as usize;
+    #[unroll]
+    for index in 0..values.len() {
+        if CUBE_POS_Y as usize == index {
+            let length = values.index(index).shape();
+            let mut at = (CUBE_POS_X * UNITS + UNIT_POS) as usize;
+            while at < length {
+                let g = moving.index(index).read(at) * scale;
+                let m = first.index(index).read(at) * beta_1 + g * rest_1;
+                let v = second.index(index).read(at) * beta_2 + g * g * rest_2;
+                let denominator = v.sqrt() / correction + epsilon;
+                let change = m / denominator * rate;
+                let moved = values.index(index).read(at) * decay - change;
+                moving.index_mut(index).write(at, moved);
+                first.index_mut(index).write(at, m);
+                second.index_mut(index).write(at, v);
+                at += step;
+            }
+        }
     }
-    let beta_1 = Vector::<T, N>::cast_from(beta_1);
-    let rest_1 = Vector::<T, N>::cast_from(rest_1);
-    let beta_2 = Vector::<T, N>::cast_from(beta_2);
-    let rest_2 = Vector::<T, N>::cast_from(rest_2);
-    let correction = Vector::<T, N>::cast_from(correction);
-    let epsilon = Vector::<T, N>::cast_from(epsilon);
-    let rate = Vector::<T, N>::cast_from(rate);
-    let decay = Vector::<T, N>::cast_from(decay);
-    let g = gradient.read(ABSOLUTE_POS);
-    let m = first.read(ABSOLUTE_POS) * beta_1 + g * rest_1;
-    let v = second.read(ABSOLUTE_POS) * beta_2 + g * g * rest_2;
-    let denominator = v.sqrt() / correction + epsilon;
-    let change = m / denominator * rate;
-    new_values.write(ABSOLUTE_POS, values.read(ABSOLUTE_POS) * decay - change);
-    new_first.write(ABSOLUTE_POS, m);
-    new_second.write(ABSOLUTE_POS, v);
 }

@@ -2,19 +2,24 @@
 
 use burn::tensor::Tensor;
 
-use super::AdamWUpdate;
+use super::{AdamWTensor, AdamWUpdate};
 
 /// See [`adamw`](crate::adamw).
-pub fn adamw(
-    values: Tensor<1>,
-    gradient: Tensor<1>,
-    first: Tensor<1>,
-    second: Tensor<1>,
-    update: &AdamWUpdate,
-) -> [Tensor<1>; 3] {
-    let [first, second] = moments(first, second, gradient, update.beta_1, update.beta_2);
-    let values = moved(values, first.clone(), second.clone(), update);
-    [values, first, second]
+pub fn adamw(tensors: Vec<AdamWTensor>, scale: f32) -> Vec<[Tensor<1>; 3]> {
+    let one = |tensor: AdamWTensor| {
+        let AdamWTensor {
+            values,
+            gradient,
+            first,
+            second,
+            update,
+        } = tensor;
+        let gradient = gradient.mul_scalar(scale);
+        let [first, second] = moments(first, second, gradient, update.beta_1, update.beta_2);
+        let values = moved(values, first.clone(), second.clone(), &update);
+        [values, first, second]
+    };
+    tensors.into_iter().map(one).collect()
 }
 
 /// The moments with one more gradient in them.

@@ -260,6 +260,15 @@ pub(crate) fn half_tensor(values: Vec<bf16>, shape: impl Into<Shape>) -> FlexTen
     FlexTensor::new(Bytes::from_elems(values), layout, DType::BF16)
 }
 
+/// A contiguous tensor with a buffer that is its alone, to be written in place.
+pub(crate) fn owned(shared: FlexTensor) -> FlexTensor {
+    let whole = values(&shared).len() == shared.storage::<f32>().len();
+    match whole && shared.is_unique() {
+        true => shared,
+        false => tensor(values(&shared).to_vec(), dims(&shared)),
+    }
+}
+
 /// A tensor around freshly computed values.
 pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::new(

@@ -1,5 +1,6 @@
 //! What the operations on CubeCL devices, CUDA's and wgpu's, have in common.
 
+pub(crate) mod list;
 pub(crate) mod operation;
 pub(crate) mod rows;
 

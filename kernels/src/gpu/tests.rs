@@ -9,9 +9,10 @@ use burn::tensor::{DType, Device, DeviceType, Int, Tensor, TensorData};
 
 use crate::cpu::testing::random;
 use crate::{
-    AdamWUpdate, AttentionOptions, HostWeight, IGNORED_TARGET, Lora, Quantization, QuantizedWeight,
-    adamw, attention, dropout, geglu, geglu_tanh, gelu, gelu_tanh, layer_norm,
-    linear_cross_entropy, lora_linear, matmul, quantized_linear, rms_norm, rotary, swiglu,
+    AdamWTensor, AdamWUpdate, AttentionOptions, HostWeight, IGNORED_TARGET, Lora, Quantization,
+    QuantizedWeight, adamw, attention, dropout, geglu, geglu_tanh, gelu, gelu_tanh, global_norm,
+    layer_norm, linear_cross_entropy, lora_linear, matmul, quantized_linear, rms_norm, rotary,
+    swiglu,
 };
 
 /// Where an operation runs.
@@ -36,6 +37,11 @@ impl Side {
     fn wide<const D: usize>(&self, shape: [usize; D], seed: u64) -> Tensor<D> {
         self.of(random(shape, seed), DType::F32, DType::F32)
             .require_grad()
+    }
+
+    /// Likewise, outside autodiff.
+    fn flat(&self, length: usize, seed: u64) -> Tensor<1> {
+        self.wide([length], seed).inner()
     }
 
     fn of<const D: usize>(&self, tensor: Tensor<D>, rounded: DType, dtype: DType) -> Tensor<D> {
@@ -172,19 +178,11 @@ const CASES: &[Case] = &[
         };
         case!(side, rotary(x.clone(), table(2), table(3)), x)
     }),
-    ("adamw", |side| {
-        let of = |seed| side.wide([1, 210], seed).inner().reshape([210]);
-        let update = AdamWUpdate {
-            beta_1: 0.9,
-            beta_2: 0.999,
-            epsilon: 1e-8,
-            learning_rate: 1e-2,
-            weight_decay: 0.1,
-            step: 3,
-        };
-        let found = adamw(of(1), of(2), of(3), of(4).square(), &update);
-        let [values, first, second] = found.map(|tensor| tensor.into_data());
-        vec![("values", values), ("first", first), ("second", second)]
+    ("adamw", updated),
+    ("global_norm", |side| {
+        let of = |(seed, length)| side.flat(length, seed);
+        let norm = global_norm((0..).zip(LENGTHS).map(of).collect());
+        vec![("norm", norm.expect("tensors").into_data())]
     }),
     ("linear_cross_entropy", |side| cross_entropy(side, None)),
     ("linear_cross_entropy, bounded", |side| {
@@ -206,6 +204,36 @@ const CASES: &[Case] = &[
         attend(side, [1, 130, 2, 1, 32], true, Some(50), Some(2.0))
     }),
 ];
+
+/// Of tensors that are updated together: a few that go into one kernel, and odd ones.
+const LENGTHS: [usize; 13] = [210, 64, 128, 64, 7, 64, 20_000, 64, 64, 1, 256, 64, 9];
+
+fn updated(side: &Side) -> Found {
+    let one = |(index, length): (usize, usize)| {
+        let seed = 10 * index as u64;
+        AdamWTensor {
+            values: side.flat(length, seed + 1),
+            gradient: side.flat(length, seed + 2),
+            first: side.flat(length, seed + 3),
+            second: side.flat(length, seed + 4).square(),
+            update: AdamWUpdate {
+                beta_1: 0.9,
+                beta_2: 0.999,
+                epsilon: 1e-8,
+                // Some learn faster, and one came later.
+                learning_rate: if index % 6 == 1 { 2e-2 } else { 1e-2 },
+                weight_decay: 0.1,
+                step: if index == 3 { 1 } else { 3 },
+            },
+        }
+    };
+    let tensors = LENGTHS.into_iter().enumerate().map(one).collect();
+    let names = ["values", "first", "second"];
+    adamw(tensors, 0.3)
+        .into_iter()
+        .flat_map(|parts| names.into_iter().zip(parts.map(|part| part.into_data())))
+        .collect()
+}
 
 fn adapter(a: &Tensor<2>, b: &Tensor<2>, dropout: f32) -> Lora {
     Lora {

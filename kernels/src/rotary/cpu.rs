@@ -5,7 +5,9 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::cpu::elementary::{block_rows, vectorized};
-use crate::cpu::operation::{Input, Operation, apply, contiguous, dims, input, values, wide};
+use crate::cpu::operation::{
+    Input, Operation, apply, contiguous, dims, input, owned, values, wide,
+};
 
 pub(super) fn dispatch(tensor: Tensor<4>, cos: Tensor<3>, sin: Tensor<3>) -> Tensor<4> {
     let rotation = Rotation {
@@ -47,16 +49,13 @@ impl Operation<1> for Rotation {
 
 impl Rotation {
     /// Rotates in place where the buffer is ours alone.
-    fn rotate(&self, mut tensor: FlexTensor, back: bool) -> FlexTensor {
+    fn rotate(&self, tensor: FlexTensor, back: bool) -> FlexTensor {
         let shape = dims(&tensor);
         let (heads, head_dim) = (shape[2], shape[3]);
         let width = heads * head_dim;
         let rotated = dims(&self.cos)[2];
         let tokens = shape[0] * shape[1];
-        if !tensor.is_unique() || values(&tensor).len() != tensor.storage::<f32>().len() {
-            let copy = values(&tensor).to_vec();
-            tensor = crate::cpu::operation::tensor(copy, shape);
-        }
+        let mut tensor = owned(tensor);
         let rows = block_rows(tokens, width);
         let (cos, sin) = (wide(self.cos.clone()), wide(self.sin.clone()));
         let (cos, sin) = (values(&cos), values(&sin));

@@ -2,7 +2,8 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use calor_kernels::{
-    AdamWUpdate, AttentionOptions, HostWeight, Lora, Quantization, QuantizedWeight, reference,
+    AdamWTensor, AdamWUpdate, AttentionOptions, HostWeight, Lora, Quantization, QuantizedWeight,
+    reference,
 };
 
 use super::compare::{Leaf, TensorError};
@@ -317,19 +318,15 @@ impl Bench<'_> {
             weight_decay: 0.01,
             step: 3,
         };
-        let of = |tensor: &Tensor<1>| {
-            let moment = tensor.clone().abs();
-            (tensor.clone(), tensor.clone(), tensor.clone(), moment)
+        let one = |tensor: Tensor<1>| AdamWTensor {
+            values: tensor.clone(),
+            gradient: tensor.clone(),
+            first: tensor.clone(),
+            second: tensor.abs(),
+            update,
         };
-        type Update =
-            fn(Tensor<1>, Tensor<1>, Tensor<1>, Tensor<1>, &AdamWUpdate) -> [Tensor<1>; 3];
-        let all = |run: Update| {
-            let one = |tensor: &Tensor<1>| {
-                let (values, gradient, first, second) = of(tensor);
-                run(values, gradient, first, second, &update)
-            };
-            tensors.iter().map(one).collect::<Vec<_>>()
-        };
+        let tensors: Vec<AdamWTensor> = tensors.into_iter().map(one).collect();
+        let all = |run: fn(Vec<AdamWTensor>, f32) -> Vec<[Tensor<1>; 3]>| run(tensors.clone(), 0.5);
         let both_s = self.median_s(|| all(calor_kernels::adamw))?;
         let mut found = OperationTime {
             name: name.to_owned(),

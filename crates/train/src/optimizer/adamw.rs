@@ -11,10 +11,10 @@
 //! ```
 
 use burn::tensor::{Device, Tensor};
-use calor_kernels::{AdamWUpdate, reference};
+use calor_kernels::{AdamWTensor, AdamWUpdate, reference};
 
 use super::saved::host;
-use super::{SavedPart, SavedState, TensorState, Update, bytes_of};
+use super::{SavedPart, SavedState, TensorRule, Update, bytes_of};
 
 /// AdamW's constants. The defaults are PyTorch's.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,7 +73,7 @@ impl AdamWOptions {
     }
 }
 
-/// Both moments of one tensor.
+/// Both moments of one tensor. The tensors that have them are updated together.
 pub(super) struct Moments {
     options: AdamWOptions,
     step: u64,
@@ -103,34 +103,45 @@ impl Moments {
             second: saved.floats("exp_avg_sq", device)?,
         })
     }
-}
 
-impl TensorState for Moments {
-    fn update(&mut self, update: Update<'_>) -> Tensor<1> {
-        self.step += 1;
-        let rule = update.rule;
-        let [values, first, second] = calor_kernels::adamw(
-            update.values,
-            update.gradient,
-            self.first.clone(),
-            self.second.clone(),
-            &self
-                .options
-                .at(rule.learning_rate, rule.weight_decay, self.step),
-        );
-        self.first = first;
-        self.second = second;
-        values
+    /// What the next update takes; nothing else holds the moments then.
+    pub fn next(self, update: Update<'_>) -> AdamWTensor {
+        let TensorRule {
+            learning_rate,
+            weight_decay,
+        } = update.rule;
+        AdamWTensor {
+            values: update.values,
+            gradient: update.gradient,
+            first: self.first,
+            second: self.second,
+            update: self.options.at(learning_rate, weight_decay, self.step + 1),
+        }
     }
 
-    fn save(&self) -> SavedState {
+    /// What that update leaves.
+    pub fn after(update: &AdamWUpdate, first: Tensor<1>, second: Tensor<1>) -> Moments {
+        let options = AdamWOptions {
+            beta_1: update.beta_1,
+            beta_2: update.beta_2,
+            epsilon: update.epsilon,
+        };
+        Moments {
+            options,
+            step: update.step,
+            first,
+            second,
+        }
+    }
+
+    pub fn save(&self) -> SavedState {
         SavedState::default()
             .with("step", SavedPart::Count(self.step))
             .with("exp_avg", host(&self.first))
             .with("exp_avg_sq", host(&self.second))
     }
 
-    fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         bytes_of(&self.first) + bytes_of(&self.second)
     }
 }

@@ -10,10 +10,20 @@ use calor_model::{ParameterGroup, ParameterVisitor};
 use super::Parameters;
 
 /// Gradients of the trainable tensors, summed over micro-batches.
-#[derive(Default)]
 pub struct AccumulatedGradients {
     /// By name, flattened, without autodiff. A tensor that took no part has no entry.
     by_name: BTreeMap<String, Tensor<1>>,
+    /// What they are still to be multiplied by; the update does it, so that clipping rewrites none.
+    factor: f32,
+}
+
+impl Default for AccumulatedGradients {
+    fn default() -> Self {
+        AccumulatedGradients {
+            by_name: BTreeMap::new(),
+            factor: 1.0,
+        }
+    }
 }
 
 impl AccumulatedGradients {
@@ -48,35 +58,21 @@ impl AccumulatedGradients {
         });
     }
 
-    /// The 2-norm of all gradients together, shape `[1]`; none where there are none.
+    /// The 2-norm of all gradients together as they were added, before [`clip`](Self::clip) and
+    /// [`scale`](Self::scale), shape `[1]`; none where there are none.
     pub fn global_norm(&self) -> Option<Tensor<1>> {
-        let squares: Vec<Tensor<1>> = self
-            .by_name
-            .values()
-            .map(|gradient| gradient.clone().square().sum())
-            .collect();
-        if squares.is_empty() {
-            None
-        } else {
-            Some(Tensor::cat(squares, 0).sum().sqrt())
-        }
+        calor_kernels::global_norm(self.by_name.values().cloned().collect())
     }
 
     /// Scales all gradients so that their norm is at most `max_norm`, given the norm they
     /// have: `torch.nn.utils.clip_grad_norm_`, with its factor `max_norm / (norm + 1e-6)`.
     pub fn clip(&mut self, norm: f64, max_norm: f64) {
-        // By 1 as well: on a GPU another list of operations would be another kernel to compile.
-        let factor = (max_norm as f32 / (norm as f32 + 1e-6)).min(1.0);
-        for gradient in self.by_name.values_mut() {
-            *gradient = gradient.clone().mul_scalar(factor);
-        }
+        self.factor *= (max_norm as f32 / (norm as f32 + 1e-6)).min(1.0);
     }
 
     /// Multiplies all gradients.
     pub fn scale(&mut self, factor: f64) {
-        for gradient in self.by_name.values_mut() {
-            *gradient = gradient.clone().mul_scalar(factor);
-        }
+        self.factor *= factor as f32;
     }
 
     /// Names of the tensors that have a gradient.
@@ -84,7 +80,12 @@ impl AccumulatedGradients {
         self.by_name.keys().map(String::as_str)
     }
 
-    /// Takes a tensor's gradient out.
+    /// What every gradient is to be multiplied by.
+    pub(super) fn factor(&self) -> f32 {
+        self.factor
+    }
+
+    /// Takes a tensor's gradient out, before it is multiplied by [`factor`](Self::factor).
     pub(super) fn take(&mut self, name: &str) -> Option<Tensor<1>> {
         self.by_name.remove(name)
     }
@@ -100,14 +101,21 @@ impl AccumulatedGradients {
                 )
             })
             .collect();
-        AccumulatedGradients { by_name }
+        AccumulatedGradients {
+            by_name,
+            ..AccumulatedGradients::default()
+        }
     }
 
+    /// As an update sees them.
     #[cfg(test)]
     pub(super) fn values(&self) -> BTreeMap<String, Vec<f32>> {
         self.by_name
             .iter()
-            .map(|(name, tensor)| (name.clone(), tensor.to_data().try_to_vec().unwrap()))
+            .map(|(name, tensor)| {
+                let scaled = tensor.clone().mul_scalar(self.factor);
+                (name.clone(), scaled.to_data().try_to_vec().unwrap())
+            })
             .collect()
     }
 }

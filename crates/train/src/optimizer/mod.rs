@@ -2,7 +2,8 @@
 //! the global norm, and one update of each tensor by its own rule.
 //!
 //! One file an algorithm: each says what it keeps of a tensor and how it moves it, as a
-//! [`TensorState`]. All state is f32 (8-bit moments aside), whatever the type of the frozen weights.
+//! [`TensorState`]; AdamW moves all its tensors together. All state is f32 (8-bit moments aside),
+//! whatever the type of the frozen weights.
 
 mod adamw;
 mod adamw_8bit;
@@ -17,6 +18,7 @@ mod sgd;
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
+use calor_kernels::{AdamWTensor, AdamWUpdate};
 use calor_model::{Model, ParameterGroup, ParameterVisitor};
 use serde::{Deserialize, Serialize};
 
@@ -127,7 +129,7 @@ impl Default for OptimizerOptions {
 pub(crate) struct Update<'a> {
     /// Its values, flat, f32, outside the autodiff graph.
     pub values: Tensor<1>,
-    /// Its gradient, likewise.
+    /// Its gradient, likewise; multiplied by what clips it, but where AdamW does that itself.
     pub gradient: Tensor<1>,
     /// Its shape.
     pub shape: &'a [usize],
@@ -154,10 +156,42 @@ pub(crate) trait TensorState {
     fn bytes(&self) -> u64;
 }
 
+/// What is kept of one tensor.
+enum State {
+    /// Moved with all others that have moments in f32.
+    AdamW(adamw::Moments),
+    /// Moved by itself.
+    Alone(Box<dyn TensorState>),
+}
+
+impl State {
+    fn save(&self) -> SavedState {
+        match self {
+            State::AdamW(moments) => moments.save(),
+            State::Alone(state) => state.save(),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        match self {
+            State::AdamW(moments) => moments.bytes(),
+            State::Alone(state) => state.bytes(),
+        }
+    }
+
+    /// See [`TensorState::averaged`].
+    fn averaged(&self, values: Tensor<1>) -> Option<Tensor<1>> {
+        match self {
+            State::AdamW(_) => None,
+            State::Alone(state) => state.averaged(values),
+        }
+    }
+}
+
 /// An algorithm with what it keeps of every tensor.
 pub struct Optimizer {
     options: OptimizerOptions,
-    states: BTreeMap<String, Box<dyn TensorState>>,
+    states: BTreeMap<String, State>,
     /// What all 8-bit states share.
     codes: Option<adamw_8bit::CodeMaps>,
 }
@@ -186,6 +220,8 @@ impl Optimizer {
             gradients: AccumulatedGradients,
             rules: &'a TensorRules,
             factor: f64,
+            /// What AdamW moves, by name.
+            together: Vec<(String, AdamWTensor)>,
         }
         impl ParameterVisitor for Visit<'_> {
             fn visit<const D: usize>(
@@ -199,22 +235,74 @@ impl Optimizer {
                 };
                 let shape = tensor.shape();
                 let values = tensor.clone().inner().reshape([shape.num_elements()]);
-                let state = self.optimizer.state_of(name, &shape, &values);
-                let values = state.update(Update {
+                let update = |values, gradient| Update {
                     values,
                     gradient,
                     shape: &shape,
                     rule: self.rules.of(name, group, D).at(self.factor),
-                });
-                *tensor = values.reshape(shape).autodiff().require_grad();
+                };
+                match self.optimizer.take_state(name, &shape, &values) {
+                    State::AdamW(moments) => {
+                        let next = moments.next(update(values, gradient));
+                        self.together.push((name.to_owned(), next));
+                    }
+                    State::Alone(mut state) => {
+                        // By 1 as well: on a GPU another list of operations would be another kernel
+                        // to compile.
+                        let gradient = gradient.mul_scalar(self.gradients.factor());
+                        let values = state.update(update(values, gradient));
+                        *tensor = values.reshape(shape).autodiff().require_grad();
+                        let state = State::Alone(state);
+                        self.optimizer.states.insert(name.to_owned(), state);
+                    }
+                }
             }
         }
-        parameters.visit_parameters(&mut Visit {
+        let scale = gradients.factor();
+        let mut visit = Visit {
             optimizer: self,
             gradients,
             rules,
             factor,
-        });
+            together: Vec::new(),
+        };
+        parameters.visit_parameters(&mut visit);
+        let together = std::mem::take(&mut visit.together);
+        self.move_together(parameters, together, scale);
+    }
+
+    /// AdamW's update of all its tensors.
+    fn move_together<P: Parameters>(
+        &mut self,
+        parameters: &mut P,
+        tensors: Vec<(String, AdamWTensor)>,
+        scale: f32,
+    ) {
+        struct Replace(BTreeMap<String, Tensor<1>>);
+        impl ParameterVisitor for Replace {
+            fn visit<const D: usize>(
+                &mut self,
+                name: &str,
+                _: ParameterGroup,
+                tensor: &mut Tensor<D>,
+            ) {
+                if let Some(values) = self.0.remove(name) {
+                    let shape = tensor.shape();
+                    *tensor = values.reshape(shape).autodiff().require_grad();
+                }
+            }
+        }
+        let (names, tensors): (Vec<String>, Vec<AdamWTensor>) = tensors.into_iter().unzip();
+        let updates: Vec<AdamWUpdate> = tensors.iter().map(|tensor| tensor.update).collect();
+        let moved = calor_kernels::adamw(tensors, scale);
+        let mut replace = Replace(BTreeMap::new());
+        for ((name, update), [values, first, second]) in names.into_iter().zip(&updates).zip(moved)
+        {
+            let moments = adamw::Moments::after(update, first, second);
+            self.states.insert(name.clone(), State::AdamW(moments));
+            replace.0.insert(name, values);
+        }
+        parameters.visit_parameters(&mut replace);
     }
 
     /// What stands for a tensor in evaluation; see [`TensorState::averaged`].
@@ -261,69 +349,59 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The state of a tensor, new where it has none yet.
-    fn state_of(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-        values: &Tensor<1>,
-    ) -> &mut dyn TensorState {
-        if !self.states.contains_key(name) {
-            let state: Box<dyn TensorState> = match self.options {
-                OptimizerOptions::AdamW8Bit(options)
-                    if shape.iter().product::<usize>() >= adamw_8bit::SMALLEST =>
-                {
-                    let codes = self.codes(&values.device());
-                    Box::new(adamw_8bit::Moments8Bit::new(options, codes, values))
-                }
-                OptimizerOptions::AdamW(options) | OptimizerOptions::AdamW8Bit(options) => {
-                    Box::new(adamw::Moments::new(options, values))
-                }
-                OptimizerOptions::ScheduleFreeAdamW(options) => {
-                    Box::new(schedule_free::Averaging::new(options, values))
-                }
-                OptimizerOptions::Muon { factors, others } => match muon::applies(name, shape) {
-                    true => Box::new(muon::Momentum::new(factors, values)),
-                    false => Box::new(adamw::Moments::new(others, values)),
-                },
-                OptimizerOptions::Sgd(options) => Box::new(sgd::Momentum::new(options)),
-            };
-            self.states.insert(name.to_owned(), state);
+    /// The state of a tensor, new where it has none yet, to be put back after an update.
+    fn take_state(&mut self, name: &str, shape: &[usize], values: &Tensor<1>) -> State {
+        if let Some(state) = self.states.remove(name) {
+            return state;
         }
-        self.states
-            .get_mut(name)
-            .expect("it was inserted above")
-            .as_mut()
-    }
-
-    fn restored(
-        &mut self,
-        saved: &mut SavedState,
-        device: &Device,
-    ) -> Result<Box<dyn TensorState>, String> {
-        Ok(match self.options {
-            OptimizerOptions::AdamW8Bit(options) if adamw_8bit::Moments8Bit::wrote(saved) => {
-                let codes = self.codes(device);
-                Box::new(adamw_8bit::Moments8Bit::restore(
-                    options, codes, saved, device,
-                )?)
+        match self.options {
+            OptimizerOptions::AdamW8Bit(options)
+                if shape.iter().product::<usize>() >= adamw_8bit::SMALLEST =>
+            {
+                let codes = self.codes(&values.device());
+                let moments = adamw_8bit::Moments8Bit::new(options, codes, values);
+                State::Alone(Box::new(moments))
             }
             OptimizerOptions::AdamW(options) | OptimizerOptions::AdamW8Bit(options) => {
-                Box::new(adamw::Moments::restore(options, saved, device)?)
+                State::AdamW(adamw::Moments::new(options, values))
             }
             OptimizerOptions::ScheduleFreeAdamW(options) => {
-                Box::new(schedule_free::Averaging::restore(options, saved, device)?)
+                State::Alone(Box::new(schedule_free::Averaging::new(options, values)))
+            }
+            OptimizerOptions::Muon { factors, others } => match muon::applies(name, shape) {
+                true => State::Alone(Box::new(muon::Momentum::new(factors, values))),
+                false => State::AdamW(adamw::Moments::new(others, values)),
+            },
+            OptimizerOptions::Sgd(options) => State::Alone(Box::new(sgd::Momentum::new(options))),
+        }
+    }
+
+    fn restored(&mut self, saved: &mut SavedState, device: &Device) -> Result<State, String> {
+        let alone: Box<dyn TensorState> = match self.options {
+            OptimizerOptions::AdamW8Bit(options) if adamw_8bit::Moments8Bit::wrote(saved) => {
+                let codes = self.codes(device);
+                let moments = adamw_8bit::Moments8Bit::restore(options, codes, saved, device);
+                Box::new(moments?)
             }
             OptimizerOptions::Muon { factors, .. } if muon::Momentum::wrote(saved) => {
                 Box::new(muon::Momentum::restore(factors, saved, device)?)
             }
-            OptimizerOptions::Muon { others, .. } => {
-                Box::new(adamw::Moments::restore(others, saved, device)?)
+            OptimizerOptions::AdamW(options)
+            | OptimizerOptions::AdamW8Bit(options)
+            | OptimizerOptions::Muon {
+                others: options, ..
+            } => {
+                let moments = adamw::Moments::restore(options, saved, device)?;
+                return Ok(State::AdamW(moments));
+            }
+            OptimizerOptions::ScheduleFreeAdamW(options) => {
+                Box::new(schedule_free::Averaging::restore(options, saved, device)?)
             }
             OptimizerOptions::Sgd(options) => {
                 Box::new(sgd::Momentum::restore(options, saved, device)?)
             }
-        })
+        };
+        Ok(State::Alone(alone))
     }
 
     fn codes(&mut self, device: &Device) -> adamw_8bit::CodeMaps {
