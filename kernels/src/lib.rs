@@ -23,6 +23,7 @@ mod cuda;
 mod global_norm;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod gpu;
+mod joint;
 mod lora_linear;
 mod masked_softmax;
 mod matmul;
@@ -41,7 +42,9 @@ pub use cross_entropy::{IGNORED_TARGET, fuses_cross_entropy, linear_cross_entrop
 #[cfg(feature = "cuda")]
 pub use cuda::product_library;
 pub use global_norm::global_norm;
-pub use lora_linear::{Lora, dropout, dropout_keeps, lora_linear};
+pub use lora_linear::{
+    FrozenWeight, LinearPart, Lora, dropout, dropout_keeps, lora_linear, lora_linears,
+};
 pub use masked_softmax::{ScoreOptions, masked_softmax};
 pub use matmul::matmul;
 pub use normalization::{layer_norm, rms_norm};

@@ -4,7 +4,7 @@ use burn::tensor::{Bool, Int, Tensor};
 use calor_kernels::reference::spread_heads;
 use calor_kernels::{AttentionOptions, ScoreOptions};
 
-use crate::linear::Linear;
+use crate::linear::{Linear, forward_each};
 use crate::norm::Norm;
 use crate::parameter::Visit;
 use crate::relative::{Disentangled, Relative};
@@ -121,11 +121,11 @@ impl Attention {
         };
         match &self.projections {
             Projections::Split(projections) => {
-                let [query, key, value] = projections.as_ref();
+                let [query, key, value] = forward_each(projections, input, mode);
                 [
-                    split(query.forward(input.clone(), mode), self.heads),
-                    split(key.forward(input.clone(), mode), self.kv_heads),
-                    split(value.forward(input, mode), self.kv_heads),
+                    split(query, self.heads),
+                    split(key, self.kv_heads),
+                    split(value, self.kv_heads),
                 ]
             }
             Projections::Fused {

@@ -1,7 +1,7 @@
 //! A linear layer with an optional low-rank pair.
 
 use burn::tensor::{DType, Tensor};
-use calor_kernels::{Lora, lora_linear, quantized_linear};
+use calor_kernels::{FrozenWeight, LinearPart, Lora, lora_linear, lora_linears, quantized_linear};
 
 use crate::dora::{self, Dora};
 use crate::parameter::{Parameter, Visit};
@@ -31,6 +31,27 @@ pub(crate) struct LowRank {
     pub dora: Option<Dora>,
     /// `a` and `b` before the first step, where the frozen weight lacks their product (PiSSA).
     pub start: Option<[Parameter<2>; 2]>,
+}
+
+/// Each of several linears on the same input `[batch, seq, in]`, which is read once.
+pub(crate) fn forward_each<const N: usize>(
+    linears: &[Linear; N],
+    input: Tensor<3>,
+    mode: Mode,
+) -> [Tensor<3>; N] {
+    let has_dora = |linear: &Linear| linear.lora.as_ref().is_some_and(|pair| pair.dora.is_some());
+    if linears.iter().any(has_dora) {
+        return linears
+            .each_ref()
+            .map(|linear| linear.forward(input.clone(), mode));
+    }
+    let stored = linears
+        .each_ref()
+        .map(|linear| linear.stored(input.dtype()));
+    let part = |index: usize| linears[index].part(&stored[index], input.dtype(), mode);
+    let parts = (0..N).map(part).collect();
+    let outputs = lora_linears(input, parts);
+    outputs.try_into().expect("an output a linear")
 }
 
 impl Linear {
@@ -66,7 +87,44 @@ impl Linear {
         values: impl Fn() -> Tensor<2>,
         product: impl Fn(Tensor<3>, Option<Tensor<1>>, Option<&Lora>) -> Tensor<3>,
     ) -> Tensor<3> {
-        let lora = self.lora.as_ref().map(|pair| Lora {
+        let lora = self.pair(mode);
+        let dtype = input.dtype();
+        let bias = self.bias.as_ref().map(|bias| bias.matching(dtype));
+        if let (Some(pair), Some(lora)) = (&self.lora, &lora)
+            && let Some(dora) = &pair.dora
+        {
+            let scale = dora.scale(pair, &values());
+            return dora::forward(input, product, bias, lora, scale);
+        }
+        product(input, bias, lora.as_ref())
+    }
+
+    /// The weight in some type, where it is a matrix.
+    fn stored(&self, dtype: DType) -> Option<Tensor<2>> {
+        self.weight.dense().map(|weight| weight.matching(dtype))
+    }
+
+    /// As kernels take it; `stored` is what [`Linear::stored`] gave.
+    fn part<'a>(
+        &'a self,
+        stored: &'a Option<Tensor<2>>,
+        dtype: DType,
+        mode: Mode,
+    ) -> LinearPart<'a> {
+        LinearPart {
+            weight: match (&self.weight, stored) {
+                (Weight::Quantized(quantized), _) => FrozenWeight::Quantized(&quantized.weight),
+                (Weight::Dense(_), Some(stored)) => FrozenWeight::Dense(stored),
+                (Weight::Dense(weight), None) => FrozenWeight::Dense(&weight.tensor),
+            },
+            bias: self.bias.as_ref().map(|bias| bias.matching(dtype)),
+            lora: self.pair(mode),
+        }
+    }
+
+    /// The pair as kernels take it.
+    fn pair(&self, mode: Mode) -> Option<Lora> {
+        self.lora.as_ref().map(|pair| Lora {
             a: pair.a.tensor.clone(),
             b: pair.b.tensor.clone(),
             scaling: pair.scaling,
@@ -78,16 +136,7 @@ impl Linear {
                 Mode::Train { dropout_seed } => random::mix(dropout_seed, pair.index),
                 Mode::Infer => 0,
             },
-        });
-        let dtype = input.dtype();
-        let bias = self.bias.as_ref().map(|bias| bias.matching(dtype));
-        if let (Some(pair), Some(lora)) = (&self.lora, &lora)
-            && let Some(dora) = &pair.dora
-        {
-            let scale = dora.scale(pair, &values());
-            return dora::forward(input, product, bias, lora, scale);
-        }
-        product(input, bias, lora.as_ref())
+        })
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {

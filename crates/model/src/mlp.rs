@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, activation};
 
 use crate::config::Activation;
-use crate::linear::Linear;
+use crate::linear::{Linear, forward_each};
 use crate::parameter::Visit;
 use crate::run::Mode;
 
@@ -48,10 +48,7 @@ pub(crate) enum GateUp {
 impl GatedMlp {
     pub fn forward(&self, input: Tensor<3>, mode: Mode) -> Tensor<3> {
         let (gate, up) = match &self.input {
-            GateUp::Split(branches) => {
-                let [gate, up] = branches.as_ref();
-                (gate.forward(input.clone(), mode), up.forward(input, mode))
-            }
+            GateUp::Split(branches) => forward_each(branches, input, mode).into(),
             GateUp::Fused(both) => {
                 let both = both.forward(input, mode);
                 let width = both.dims()[2] / 2;

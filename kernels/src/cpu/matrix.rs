@@ -56,6 +56,14 @@ impl<'a, T: Copy> View<'a, T> {
         }
     }
 
+    pub(crate) fn row_count(self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn column_count(self) -> usize {
+        self.columns
+    }
+
     /// Columns from `first` on.
     pub(crate) fn columns(self, first: usize, count: usize) -> Self {
         self.transposed().rows(first, count).transposed()

@@ -13,11 +13,12 @@ use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Flex};
+use burn::backend::{Autodiff, Flex, TensorMetadata};
 use burn::tensor::{Bytes, DType, Int, Shape, Tensor, bf16};
 use burn_flex::{FlexTensor, Layout};
 
 use super::cast::cast;
+use crate::joint::{Joint, Results, join};
 use crate::profile::{self, Pass};
 
 type Tracking = Autodiff<Flex, NoCheckpointing>;
@@ -86,107 +87,205 @@ pub(crate) fn apply<Op: Operation<N>, const N: usize, const D: usize>(
     profile::timed(name, Pass::Forward, || (), || run(operation, inputs))
 }
 
+/// As [`Operation`], with several results.
+pub(crate) trait JointOperation: Clone + Debug + Send + Sync + 'static {
+    /// See [`Operation::AS_STORED`].
+    const AS_STORED: bool = false;
+
+    /// See [`Operation::forward`].
+    fn forward(&self, inputs: Vec<FlexTensor>, tracked: bool) -> Results<FlexTensor>;
+
+    /// What it is called in a profile.
+    fn name(&self) -> &'static str;
+
+    /// The gradient of every input that is `wanted`. A result that nothing came of has none.
+    fn backward(
+        &self,
+        saved: Vec<FlexTensor>,
+        gradients: Vec<Option<FlexTensor>>,
+        wanted: &[bool],
+    ) -> Vec<Option<FlexTensor>>;
+}
+
+/// As [`apply`], with several results.
+pub(crate) fn apply_joint<Op: JointOperation, const D: usize>(
+    operation: Op,
+    inputs: Vec<Input>,
+) -> Vec<Tensor<D>> {
+    let name = profile::named(|| operation.name());
+    profile::timed(
+        name,
+        Pass::Forward,
+        || (),
+        || {
+            let operation = JointStep {
+                operation,
+                dtypes: inputs.iter().map(Input::dtype).collect(),
+            };
+            if inputs.iter().all(|input| matches!(input, Input::Plain(_))) {
+                let inputs = inputs.into_iter().map(Input::into_primitive).collect();
+                let (outputs, _) = operation.forward(inputs, false);
+                return outputs
+                    .into_iter()
+                    .map(Tensor::from_primitive::<Flex>)
+                    .collect();
+            }
+            let inputs = inputs.into_iter().map(Input::tracking).collect();
+            let outputs = join::<Flex, _>(operation, inputs).into_iter();
+            outputs.map(Tensor::from_primitive::<Tracking>).collect()
+        },
+    )
+}
+
 fn run<Op: Operation<N>, const N: usize, const D: usize>(
     operation: Op,
     inputs: [Input; N],
 ) -> Tensor<D> {
+    let forward = |inputs: Vec<FlexTensor>, tracked| {
+        let compute = |wide: Vec<FlexTensor>| {
+            let (output, saved) = operation.forward(as_array(wide), tracked);
+            (vec![output], saved)
+        };
+        let (outputs, saved) = with_wide(inputs, Op::AS_STORED, compute);
+        (outputs.into_iter().next().expect("one result"), saved)
+    };
     if inputs.iter().all(|input| matches!(input, Input::Plain(_))) {
-        let inputs = inputs.map(|input| match input {
-            Input::Plain(tensor) => contiguous(tensor),
-            Input::Tracking(_) => unreachable!("checked above"),
-        });
-        let (output, _) = Widened::new::<Op>(inputs).forward(&operation, false);
-        return Tensor::from_primitive::<Flex>(output);
+        let inputs = inputs.into_iter().map(Input::into_primitive).collect();
+        return Tensor::from_primitive::<Flex>(forward(inputs, false).0);
     }
-    // A tensor made outside autodiff is a constant of the graph.
-    let parts = inputs.map(|input| match input {
-        Input::Tracking(tensor) => tensor.into_parts(),
-        Input::Plain(tensor) => {
-            let constant: Tensor<1> = Tensor::from_primitive::<Flex>(flatten(tensor.clone()));
-            let tracked = Tensor::<1>::from_inner(constant)
-                .try_into_primitive::<Tracking>()
-                .expect("lifted into autodiff just now");
-            let (_, guard) = tracked.into_parts();
-            (tensor, guard)
-        }
-    });
-    let (primitives, guards): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-    let primitives: [FlexTensor; N] = primitives
-        .into_iter()
-        .map(contiguous)
-        .collect::<Vec<_>>()
-        .try_into()
-        .expect("N inputs");
-    let guards = guards.try_into().expect("N inputs");
-    let inputs = Widened::new::<Op>(primitives);
-
+    let dtypes = inputs.iter().map(Input::dtype).collect();
+    let parts = inputs.map(|input| input.tracking().into_parts());
+    let (inputs, guards): (Vec<FlexTensor>, Vec<_>) = parts.into_iter().unzip();
     let step = Fused::<Op>(PhantomData);
     let output = match step
-        .prepare::<NoCheckpointing>(guards)
+        .prepare::<NoCheckpointing>(as_array(guards))
         .compute_bound()
         .stateful()
     {
         OpsKind::Tracked(prepared) => {
-            let dtypes = inputs.dtypes.to_vec();
-            let (output, saved) = inputs.forward(&operation, true);
+            let (output, saved) = forward(inputs, true);
             prepared.finish((operation, saved, dtypes), output)
         }
-        OpsKind::UnTracked(prepared) => prepared.finish(inputs.forward(&operation, false).0),
+        OpsKind::UnTracked(prepared) => prepared.finish(forward(inputs, false).0),
     };
     Tensor::from_primitive::<Tracking>(output)
 }
 
-/// The inputs as they are stored, and as the kernels read them.
-struct Widened<const N: usize> {
-    stored: [FlexTensor; N],
-    wide: [FlexTensor; N],
-    dtypes: [DType; N],
+fn as_array<T, const N: usize>(items: Vec<T>) -> [T; N] {
+    let count = items.len();
+    match items.try_into() {
+        Ok(array) => array,
+        Err(_) => unreachable!("{count} of {N}"),
+    }
 }
 
-impl<const N: usize> Widened<N> {
-    fn new<Op: Operation<N>>(stored: [FlexTensor; N]) -> Self {
-        Self {
-            wide: match Op::AS_STORED {
-                true => stored.clone(),
-                false => stored.clone().map(wide),
-            },
-            dtypes: stored.each_ref().map(|tensor| tensor.dtype()),
-            stored,
+impl Input {
+    fn dtype(&self) -> DType {
+        match self {
+            Input::Plain(tensor) => tensor.dtype(),
+            Input::Tracking(tensor) => tensor.dtype(),
         }
     }
 
-    /// The result in the type of the first input, and what is kept in the types it came in.
-    fn forward<Op: Operation<N>>(
-        self,
-        operation: &Op,
-        tracked: bool,
-    ) -> (FlexTensor, Vec<FlexTensor>) {
-        let Widened {
-            stored,
-            wide,
-            dtypes,
-        } = self;
-        if Op::AS_STORED || dtypes.iter().all(|&dtype| dtype == DType::F32) {
-            // Dropped, so that an operation may work in place.
-            drop(stored);
-            return operation.forward(wide, tracked);
+    fn into_primitive(self) -> FlexTensor {
+        match self {
+            Input::Plain(tensor) => tensor,
+            Input::Tracking(tensor) => tensor.into_primitive(),
         }
-        let address = |tensor: &FlexTensor| values(tensor).as_ptr();
-        let addresses: Vec<*const f32> = wide.iter().map(address).collect();
-        let (output, saved) = operation.forward(wide, tracked);
-        let (computed, output) = (address(&output), cast(output, dtypes[0]));
-        let saved = saved
-            .into_iter()
-            .map(|tensor| {
-                let at = address(&tensor);
-                match addresses.iter().position(|&input| input == at) {
-                    Some(input) => stored[input].clone(),
-                    None if at == computed => output.clone(),
-                    None => tensor,
-                }
-            })
-            .collect();
-        (output, saved)
+    }
+
+    /// A tensor made outside autodiff is a constant of the graph.
+    fn tracking(self) -> FloatTensor<Tracking> {
+        fn lifted<const D: usize>(tensor: FlexTensor) -> FloatTensor<Tracking> {
+            Tensor::<D>::from_inner(Tensor::from_primitive::<Flex>(tensor))
+                .try_into_primitive::<Tracking>()
+                .expect("lifted into autodiff just now")
+        }
+        match self {
+            Input::Tracking(tensor) => tensor,
+            Input::Plain(tensor) => match tensor.layout().shape().num_dims() {
+                1 => lifted::<1>(tensor),
+                2 => lifted::<2>(tensor),
+                3 => lifted::<3>(tensor),
+                4 => lifted::<4>(tensor),
+                dimensions => unreachable!("no operation takes {dimensions} dimensions"),
+            },
+        }
+    }
+}
+
+/// Runs `compute` on the inputs as kernels read them, contiguous, and in f32 unless it takes them
+/// `as_stored`. Gives the results in the type of the first input, and what is kept in the types it came
+/// in.
+fn with_wide(
+    inputs: Vec<FlexTensor>,
+    as_stored: bool,
+    compute: impl FnOnce(Vec<FlexTensor>) -> Results<FlexTensor>,
+) -> Results<FlexTensor> {
+    let stored: Vec<FlexTensor> = inputs.into_iter().map(contiguous).collect();
+    if as_stored || stored.iter().all(|tensor| tensor.dtype() == DType::F32) {
+        // Not held here, so that an operation may work in place.
+        return compute(stored);
+    }
+    let dtype = stored[0].dtype();
+    let address = |tensor: &FlexTensor| values(tensor).as_ptr();
+    let inputs: Vec<FlexTensor> = stored.iter().cloned().map(wide).collect();
+    let addresses: Vec<*const f32> = inputs.iter().map(address).collect();
+    let (computed, saved) = compute(inputs);
+    let results: Vec<FlexTensor> = computed
+        .iter()
+        .map(|tensor| cast(tensor.clone(), dtype))
+        .collect();
+    let as_it_came = |tensor: FlexTensor| {
+        let at = address(&tensor);
+        let input = addresses.iter().position(|&input| input == at);
+        let result = || computed.iter().position(|result| address(result) == at);
+        match input {
+            Some(input) => stored[input].clone(),
+            None => match result() {
+                Some(result) => results[result].clone(),
+                None => tensor,
+            },
+        }
+    };
+    let saved = saved.into_iter().map(as_it_came).collect();
+    (results, saved)
+}
+
+/// A [`JointOperation`] with the types of its inputs.
+#[derive(Clone, Debug)]
+struct JointStep<Op> {
+    operation: Op,
+    dtypes: Vec<DType>,
+}
+
+impl<Op: JointOperation> Joint<Flex> for JointStep<Op> {
+    fn forward(&self, inputs: Vec<FlexTensor>, tracked: bool) -> Results<FlexTensor> {
+        let compute = |inputs| self.operation.forward(inputs, tracked);
+        with_wide(inputs, Op::AS_STORED, compute)
+    }
+
+    fn backward(
+        &self,
+        saved: Vec<FlexTensor>,
+        gradients: Vec<Option<FlexTensor>>,
+        wanted: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        let name = profile::named(|| self.operation.name());
+        let work = || {
+            let as_read = |tensor: FlexTensor| match Op::AS_STORED {
+                true => contiguous(tensor),
+                false => wide(contiguous(tensor)),
+            };
+            let saved = saved.into_iter().map(as_read).collect();
+            let gradients = gradients.into_iter().map(|gradient| gradient.map(as_read));
+            let found = self.operation.backward(saved, gradients.collect(), wanted);
+            let found = found.into_iter().zip(&self.dtypes);
+            found
+                .map(|(gradient, &dtype)| gradient.map(|gradient| cast(gradient, dtype)))
+                .collect()
+        };
+        profile::timed(name, Pass::Backward, || (), work)
     }
 }
 
@@ -281,9 +380,4 @@ pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
 /// The lengths of the dimensions.
 pub(crate) fn dims(tensor: &FlexTensor) -> Vec<usize> {
     tensor.layout().shape().iter().copied().collect()
-}
-
-fn flatten(tensor: FlexTensor) -> FlexTensor {
-    let elements = tensor.layout().num_elements();
-    contiguous(tensor).reshape(Shape::from(vec![elements]))
 }

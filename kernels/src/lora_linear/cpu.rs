@@ -1,73 +1,50 @@
-//! The LoRA linear on the CPU: five products over one copy of the input, no weight gradient unless
-//! the weight is tracked. The weight is a matrix, or quantised.
+//! LoRA linears on the CPU: products over one copy of the input, no weight gradient unless a weight is
+//! tracked. A weight is a matrix, or quantised. Several that read the same input share what they do with
+//! it: one product with all their `a`, and one gradient that each adds its part to.
+
+use std::borrow::Cow;
 
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::{Lora, dropout_keeps, halves};
+use super::{FrozenWeight, LinearPart, Lora, dropout_keeps, halves};
 use crate::cpu::elementary::{block_rows, vectorized, zeros};
 use crate::cpu::matrix::{Threads, View, multiply, multiply_over_tokens, product, transposed};
-use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
+use crate::cpu::operation::{Input, JointOperation, apply_joint, dims, input, tensor, values};
+use crate::joint::Results;
 use crate::normalization::cpu::column_sums;
 use crate::quantized::cpu::Weight as QuantizedWeight;
 
-pub(super) fn dispatch(
-    tensor: Tensor<3>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    lora: Option<&Lora>,
-) -> Tensor<3> {
-    if let Some(engine) = halves::serves(&tensor, &weight, bias.as_ref(), lora) {
-        return halves::dispatch(engine, tensor, weight, bias, lora);
+/// Three at most.
+pub(super) fn dispatch(x: Tensor<3>, parts: Vec<LinearPart<'_>>) -> Vec<Tensor<3>> {
+    if let Some(engine) = halves::serves(&x, &parts) {
+        return halves::dispatch(engine, x, parts);
     }
-    let linear = Linear::new(Base::Dense, bias.is_some(), lora);
-    apply_dense(linear, tensor, weight, bias, lora)
+    let linears = Linears(parts.iter().map(Linear::of).collect());
+    apply_joint(linears, inputs(x, parts))
 }
 
-/// An operation on x, a weight, bias if there is one, a and b if there is an adapter.
-pub(super) fn apply_dense<Op>(
-    linear: Op,
-    x: Tensor<3>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    lora: Option<&Lora>,
-) -> Tensor<3>
-where
-    Op: Operation<2> + Operation<3> + Operation<4> + Operation<5>,
-{
-    let (x, w) = (input(x), input(weight));
-    let pair = lora.map(|lora| [input(lora.a.clone()), input(lora.b.clone())]);
-    match (bias.map(input), pair) {
-        (None, None) => apply(linear, [x, w]),
-        (Some(bias), None) => apply(linear, [x, w, bias]),
-        (None, Some([a, b])) => apply(linear, [x, w, a, b]),
-        (Some(bias), Some([a, b])) => apply(linear, [x, w, bias, a, b]),
-    }
-}
-
-/// As [`dispatch`] with a quantised weight.
-pub(crate) fn dispatch_quantized(
-    tensor: Tensor<3>,
-    weight: QuantizedWeight,
-    bias: Option<Tensor<1>>,
-    lora: Option<&Lora>,
-) -> Tensor<3> {
-    let x = input(tensor);
-    let linear = Linear::new(Base::Quantized(Box::new(weight)), bias.is_some(), lora);
-    match (bias.map(input), lora) {
-        (None, None) => apply(linear, [x]),
-        (Some(bias), None) => apply(linear, [x, bias]),
-        (None, Some(lora)) => apply(linear, [x, input(lora.a.clone()), input(lora.b.clone())]),
-        (Some(bias), Some(lora)) => apply(
-            linear,
-            [x, bias, input(lora.a.clone()), input(lora.b.clone())],
-        ),
-    }
-}
-
-/// Inputs in order: x, the weight if it is dense, bias if there is one, a and b if there is an
+/// x, then of each part the weight if it is dense, the bias if there is one, a and b if there is an
 /// adapter.
+pub(super) fn inputs(x: Tensor<3>, parts: Vec<LinearPart<'_>>) -> Vec<Input> {
+    let mut inputs = vec![input(x)];
+    for part in parts {
+        if let FrozenWeight::Dense(weight) = part.weight {
+            inputs.push(input(weight.clone()));
+        }
+        inputs.extend(part.bias.map(input));
+        if let Some(lora) = part.lora {
+            inputs.extend([input(lora.a), input(lora.b)]);
+        }
+    }
+    inputs
+}
+
+/// Inputs as [`inputs`] has them.
+#[derive(Clone, Debug)]
+struct Linears(Vec<Linear>);
+
 #[derive(Clone, Debug)]
 struct Linear {
     base: Base,
@@ -78,7 +55,7 @@ struct Linear {
 /// What x is multiplied with.
 #[derive(Clone, Debug)]
 enum Base {
-    /// The second input.
+    /// The first of its inputs.
     Dense,
     Quantized(Box<QuantizedWeight>),
 }
@@ -90,161 +67,329 @@ pub(super) struct Adapter {
     pub seed: u64,
 }
 
+/// A linear with its own inputs, and where its columns are among those of all low-rank parts.
+struct Part<'a> {
+    linear: &'a Linear,
+    own: &'a [FlexTensor],
+    /// The number of its first input.
+    first: usize,
+    column: usize,
+    rank: usize,
+}
+
 impl Linear {
-    fn new(base: Base, biased: bool, lora: Option<&Lora>) -> Self {
-        Self {
-            base,
-            biased,
-            adapter: lora.map(Adapter::of),
+    fn of(part: &LinearPart<'_>) -> Linear {
+        Linear {
+            base: match &part.weight {
+                FrozenWeight::Dense(_) => Base::Dense,
+                FrozenWeight::Quantized(weight) => {
+                    Base::Quantized(Box::new(QuantizedWeight::new(weight)))
+                }
+            },
+            biased: part.bias.is_some(),
+            adapter: part.lora.as_ref().map(Adapter::of),
         }
     }
 
-    /// Where the bias stands among the inputs.
+    /// Where the bias stands among its inputs.
     fn bias(&self) -> usize {
-        match self.base {
-            Base::Dense => 2,
-            Base::Quantized(_) => 1,
-        }
+        usize::from(matches!(self.base, Base::Dense))
     }
 
-    /// Where `a` stands among the inputs.
-    fn first_factor(&self) -> usize {
+    /// Where `a` stands among its inputs.
+    fn factor(&self) -> usize {
         self.bias() + usize::from(self.biased)
     }
 
-    /// `[out, in]`
-    fn shape(&self, inputs: &[FlexTensor]) -> [usize; 2] {
-        match &self.base {
-            Base::Dense => [dims(&inputs[1])[0], dims(&inputs[1])[1]],
-            Base::Quantized(weight) => weight.shape(),
-        }
+    fn inputs(&self) -> usize {
+        self.factor() + 2 * usize::from(self.adapter.is_some())
     }
 }
 
-impl<const N: usize> Operation<N> for Linear {
-    fn name(&self) -> &'static str {
-        match (&self.base, &self.adapter) {
-            (Base::Quantized(_), _) => "quantized_linear",
-            (Base::Dense, Some(_)) => "lora_linear",
-            (Base::Dense, None) => "linear",
+impl Linears {
+    /// With the inputs of all, `x` among them.
+    fn parts<'a>(&'a self, inputs: &'a [FlexTensor]) -> Vec<Part<'a>> {
+        let (mut first, mut column) = (1, 0);
+        let part = |linear: &'a Linear| {
+            let own = &inputs[first..first + linear.inputs()];
+            let rank = match linear.adapter {
+                Some(_) => dims(&own[linear.factor()])[0],
+                None => 0,
+            };
+            let part = Part {
+                linear,
+                own,
+                first,
+                column,
+                rank,
+            };
+            (first, column) = (first + own.len(), column + rank);
+            part
+        };
+        self.0.iter().map(part).collect()
+    }
+
+    /// Whether every `a` reads all of x.
+    fn drops_nothing(&self) -> bool {
+        let dropout = |linear: &Linear| linear.adapter.map_or(0.0, |adapter| adapter.dropout);
+        self.0.iter().all(|linear| dropout(linear) == 0.0)
+    }
+}
+
+/// Every `a` below the other, `[ranks, in]`.
+fn every_a<'a>(parts: &[Part<'a>]) -> Cow<'a, [f32]> {
+    let mut factors = parts.iter().filter(|part| part.rank > 0).map(Part::a);
+    let first = factors.next().unwrap_or(&[]);
+    let mut all = Cow::Borrowed(first);
+    for factor in factors {
+        all.to_mut().extend_from_slice(factor);
+    }
+    all
+}
+
+fn ranks(parts: &[Part<'_>]) -> usize {
+    parts.iter().map(|part| part.rank).sum()
+}
+
+impl<'a> Part<'a> {
+    /// `[out, in]`
+    fn shape(&self) -> [usize; 2] {
+        match &self.linear.base {
+            Base::Dense => [dims(&self.own[0])[0], dims(&self.own[0])[1]],
+            Base::Quantized(weight) => weight.shape(),
         }
     }
 
-    fn forward(&self, inputs: [FlexTensor; N], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
-        let x = &inputs[0];
-        let mut shape = dims(x);
-        let [outputs, width] = self.shape(&inputs);
-        let tokens = values(x).len() / width;
+    /// Of one that has an adapter.
+    fn a(&self) -> &'a [f32] {
+        values(&self.own[self.linear.factor()])
+    }
 
-        let bias = self.biased.then(|| values(&inputs[self.bias()]));
-        let flat = View::new(values(x), tokens, width);
-        let mut output = match &self.base {
-            Base::Dense => {
-                let weight = View::new(values(&inputs[1]), outputs, width);
-                product(flat, weight.transposed(), 1.0, bias)
-            }
+    /// Likewise.
+    fn b(&self) -> View<'a> {
+        let values = values(&self.own[self.linear.factor() + 1]);
+        View::new(values, self.shape()[0], self.rank)
+    }
+
+    fn weight(&self) -> View<'a> {
+        let [outputs, width] = self.shape();
+        View::new(values(&self.own[0]), outputs, width)
+    }
+
+    /// x through the base and the bias, and `low` through `b`.
+    fn output(&self, x: View<'_>, low: View<'_>) -> Vec<f32> {
+        let [outputs, _] = self.shape();
+        let bias = self
+            .linear
+            .biased
+            .then(|| values(&self.own[self.linear.bias()]));
+        let mut output = match &self.linear.base {
+            Base::Dense => product(x, self.weight().transposed(), 1.0, bias),
             Base::Quantized(weight) => {
                 let mut output = match bias {
-                    Some(bias) => bias.repeat(tokens),
-                    None => zeros(tokens * outputs),
+                    Some(bias) => bias.repeat(x.row_count()),
+                    None => zeros(x.row_count() * outputs),
                 };
-                weight.multiply_transposed(&mut output, flat, self.biased);
+                weight.multiply_transposed(&mut output, x, bias.is_some());
                 output
             }
         };
-        let mut low_rank = None;
-        if let Some(adapter) = self.adapter {
-            let a = &inputs[self.first_factor()];
-            let b = &inputs[self.first_factor() + 1];
-            let rank = dims(a)[0];
-            let dropped = adapter.drop_inputs(values(x));
-            let seen = View::new(dropped.as_deref().unwrap_or(values(x)), tokens, width);
-            let a = View::new(values(a), rank, width);
-            let low = product(seen, a.transposed(), 1.0, None);
+        if let Some(adapter) = self.linear.adapter {
+            let low = low.columns(self.column, self.rank);
+            let b = self.b().transposed();
             multiply(
                 &mut output,
                 outputs,
-                View::new(&low, tokens, rank),
-                View::new(values(b), outputs, rank).transposed(),
+                low,
+                b,
                 adapter.scaling,
                 true,
                 Threads::All,
             );
-            low_rank = Some(tensor(low, [tokens, rank]));
         }
-        *shape.last_mut().expect("three dimensions") = outputs;
-        let saved = if tracked {
-            inputs.into_iter().chain(low_rank).collect()
+        output
+    }
+
+    /// The gradient of x through the base, added to that of others.
+    fn through_base(&self, upstream: View<'_>, sum: Option<Vec<f32>>) -> Vec<f32> {
+        let [_, width] = self.shape();
+        match (&self.linear.base, sum) {
+            (Base::Dense, None) => product(upstream, self.weight(), 1.0, None),
+            (Base::Dense, Some(mut sum)) => {
+                multiply(
+                    &mut sum,
+                    width,
+                    upstream,
+                    self.weight(),
+                    1.0,
+                    true,
+                    Threads::All,
+                );
+                sum
+            }
+            (Base::Quantized(weight), sum) => {
+                let added = sum.is_some();
+                let mut sum = sum.unwrap_or_else(|| zeros(upstream.row_count() * width));
+                weight.multiply_plain(&mut sum, upstream, added);
+                sum
+            }
+        }
+    }
+}
+
+impl JointOperation for Linears {
+    fn name(&self) -> &'static str {
+        let quantized = |linear: &Linear| matches!(linear.base, Base::Quantized(_));
+        match self.0.iter().any(quantized) {
+            true => "quantized_linear",
+            false if self.0.iter().any(|linear| linear.adapter.is_some()) => "lora_linear",
+            false => "linear",
+        }
+    }
+
+    fn forward(&self, inputs: Vec<FlexTensor>, tracked: bool) -> Results<FlexTensor> {
+        let mut shape = dims(&inputs[0]);
+        let width = *shape.last().expect("three dimensions");
+        let x = values(&inputs[0]);
+        let tokens = x.len() / width.max(1);
+        let flat = View::new(x, tokens, width);
+        let parts = self.parts(&inputs);
+        let ranks = ranks(&parts);
+        let low = if self.drops_nothing() {
+            let a = every_a(&parts);
+            product(flat, View::new(&a, ranks, width).transposed(), 1.0, None)
         } else {
-            vec![]
+            let mut low = zeros(tokens * ranks);
+            for part in parts.iter().filter(|part| part.rank > 0) {
+                let dropped = part.linear.drop_inputs(x);
+                let seen = View::new(dropped.as_deref().unwrap_or(x), tokens, width);
+                let a = View::new(part.a(), part.rank, width).transposed();
+                let low = &mut low[part.column..];
+                multiply(low, ranks, seen, a, 1.0, false, Threads::All);
+            }
+            low
         };
-        (tensor(output, shape), saved)
+        let seen = View::new(&low, tokens, ranks);
+        let outputs = parts.iter().map(|part| {
+            let [outputs, _] = part.shape();
+            *shape.last_mut().expect("three dimensions") = outputs;
+            tensor(part.output(flat, seen), shape.clone())
+        });
+        let outputs = outputs.collect();
+        drop(parts);
+        let saved = match tracked {
+            true => inputs
+                .into_iter()
+                .chain([tensor(low, [tokens, ranks])])
+                .collect(),
+            false => vec![],
+        };
+        (outputs, saved)
     }
 
     fn backward(
         &self,
         saved: Vec<FlexTensor>,
-        gradient: FlexTensor,
-        wanted: [bool; N],
-    ) -> [Option<FlexTensor>; N] {
-        let mut results = [const { None }; N];
-        let x = &saved[0];
-        let [outputs, width] = self.shape(&saved);
-        let tokens = values(x).len() / width;
-        let upstream = View::new(values(&gradient), tokens, outputs);
+        gradients: Vec<Option<FlexTensor>>,
+        wanted: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        let mut results = vec![None; wanted.len()];
+        let (inputs, low) = saved.split_at(wanted.len());
+        let x = values(&inputs[0]);
+        let width = *dims(&inputs[0]).last().expect("three dimensions");
+        let tokens = x.len() / width.max(1);
+        let flat = View::new(x, tokens, width);
+        let parts = self.parts(inputs);
+        let ranks = ranks(&parts);
+        let low = View::new(values(&low[0]), tokens, ranks);
 
-        let mut for_input = wanted[0].then(|| match &self.base {
-            Base::Dense => {
-                let weight = View::new(values(&saved[1]), outputs, width);
-                product(upstream, weight, 1.0, None)
+        let mut for_input = None;
+        // The gradient at the output of every `a`, from which both the input and `a` get theirs.
+        let mut inner = zeros(tokens * ranks);
+        for (part, gradient) in parts.iter().zip(&gradients) {
+            let Some(gradient) = gradient else {
+                continue;
+            };
+            let [outputs, _] = part.shape();
+            let upstream = View::new(values(gradient), tokens, outputs);
+            if wanted[0] {
+                for_input = Some(part.through_base(upstream, for_input));
             }
-            Base::Quantized(weight) => {
-                let mut output = zeros(tokens * width);
-                weight.multiply_plain(&mut output, values(&gradient));
-                output
+            let own = |input: usize| part.first + input;
+            if matches!(part.linear.base, Base::Dense) && wanted[own(0)] {
+                let output = product(upstream.transposed(), flat, 1.0, None);
+                results[own(0)] = Some(tensor(output, [outputs, width]));
             }
-        });
-        if matches!(self.base, Base::Dense) && wanted[1] {
-            let x = View::new(values(x), tokens, width);
-            let output = product(upstream.transposed(), x, 1.0, None);
-            results[1] = Some(tensor(output, [outputs, width]));
+            let bias = own(part.linear.bias());
+            if part.linear.biased && wanted[bias] {
+                let sums = column_sums(values(gradient), outputs);
+                results[bias] = Some(tensor(sums, [outputs]));
+            }
+            let Some(adapter) = part.linear.adapter else {
+                continue;
+            };
+            let place = &mut inner[part.column..];
+            multiply(
+                place,
+                ranks,
+                upstream,
+                part.b(),
+                adapter.scaling,
+                false,
+                Threads::All,
+            );
+            let b = own(part.linear.factor() + 1);
+            if wanted[b] {
+                let low = low.columns(part.column, part.rank).transposed();
+                let output = multiply_over_tokens(low, upstream, adapter.scaling);
+                let output = transposed(&output, [part.rank, outputs]);
+                results[b] = Some(tensor(output, [outputs, part.rank]));
+            }
         }
-        if self.biased && wanted[self.bias()] {
-            results[self.bias()] = Some(tensor(column_sums(values(&gradient), outputs), [outputs]));
-        }
-        if let Some(adapter) = self.adapter {
-            let first = self.first_factor();
-            let (a, b, low) = (&saved[first], &saved[first + 1], &saved[first + 2]);
-            let rank = dims(a)[0];
-            // The gradient at the output of `a`, from which both the input and `a` get theirs.
-            let factor = View::new(values(b), outputs, rank);
-            let inner = product(upstream, factor, adapter.scaling, None);
-            let inner = View::new(&inner, tokens, rank);
+        let inner = View::new(&inner, tokens, ranks);
+        let wants_a = |part: &Part<'_>| part.rank > 0 && wanted[part.first + part.linear.factor()];
+        if self.drops_nothing() {
             if let Some(output) = &mut for_input {
-                let a = View::new(values(a), rank, width);
-                if adapter.dropout > 0.0 {
-                    let through = product(inner, a, 1.0, None);
-                    adapter.add_kept(output, &through);
-                } else {
-                    multiply(output, width, inner, a, 1.0, true, Threads::All);
+                let a = every_a(&parts);
+                let a = View::new(&a, ranks, width);
+                multiply(output, width, inner, a, 1.0, true, Threads::All);
+            }
+            if parts.iter().any(wants_a) {
+                let all = multiply_over_tokens(inner.transposed(), flat, 1.0);
+                for part in parts.iter().filter(|part| wants_a(part)) {
+                    let output = all[part.column * width..][..part.rank * width].to_vec();
+                    let a = part.first + part.linear.factor();
+                    results[a] = Some(tensor(output, [part.rank, width]));
                 }
             }
-            if wanted[first] {
-                let dropped = adapter.drop_inputs(values(x));
-                let x = dropped.as_deref().unwrap_or(values(x));
-                let x = View::new(x, tokens, width);
-                let output = multiply_over_tokens(inner.transposed(), x, 1.0);
-                results[first] = Some(tensor(output, [rank, width]));
-            }
-            if wanted[first + 1] {
-                let low = View::new(values(low), tokens, rank).transposed();
-                let output = multiply_over_tokens(low, upstream, adapter.scaling);
-                let output = transposed(&output, [rank, outputs]);
-                results[first + 1] = Some(tensor(output, [outputs, rank]));
+        } else {
+            for part in parts.iter().filter(|part| part.rank > 0) {
+                let inner = inner.columns(part.column, part.rank);
+                if let (Some(output), Some(adapter)) = (&mut for_input, part.linear.adapter) {
+                    let a = View::new(part.a(), part.rank, width);
+                    match adapter.dropout > 0.0 {
+                        true => adapter.add_kept(output, &product(inner, a, 1.0, None)),
+                        false => multiply(output, width, inner, a, 1.0, true, Threads::All),
+                    }
+                }
+                if wants_a(part) {
+                    let dropped = part.linear.drop_inputs(x);
+                    let seen = View::new(dropped.as_deref().unwrap_or(x), tokens, width);
+                    let output = multiply_over_tokens(inner.transposed(), seen, 1.0);
+                    let a = part.first + part.linear.factor();
+                    results[a] = Some(tensor(output, [part.rank, width]));
+                }
             }
         }
-        results[0] = for_input.map(|output| tensor(output, dims(x)));
+        results[0] = for_input.map(|output| tensor(output, dims(&inputs[0])));
         results
+    }
+}
+
+impl Linear {
+    /// See [`Adapter::drop_inputs`].
+    fn drop_inputs(&self, x: &[f32]) -> Option<Vec<f32>> {
+        self.adapter.and_then(|adapter| adapter.drop_inputs(x))
     }
 }
 

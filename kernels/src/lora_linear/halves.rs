@@ -4,48 +4,50 @@
 use burn::tensor::{DType, Tensor, bf16};
 use burn_flex::FlexTensor;
 
-use super::Lora;
-use super::cpu::{Adapter, apply_dense};
+use super::cpu::{Adapter, inputs};
+use super::{FrozenWeight, LinearPart};
 use crate::cpu::cast::cast;
 use crate::cpu::halves::{Engine, Halves, Sink, engine, multiply, split};
 use crate::cpu::matrix::transposed;
-use crate::cpu::operation::{Operation, dims, half_tensor, half_values as values, tensor};
+use crate::cpu::operation::{
+    JointOperation, apply_joint, dims, half_tensor, half_values as values, tensor,
+};
+use crate::joint::Results;
 use crate::normalization::cpu::column_sums;
 
-/// What multiplies, where all is as this takes it: a frozen weight in bf16, a pair in f32.
-pub(super) fn serves(
-    x: &Tensor<3>,
-    weight: &Tensor<2>,
-    bias: Option<&Tensor<1>>,
-    lora: Option<&Lora>,
-) -> Option<Engine> {
-    let stored = x.dtype() == DType::BF16
-        && weight.dtype() == DType::BF16
-        && bias.is_none_or(|bias| bias.dtype() == DType::BF16)
-        && lora.is_none_or(|lora| [lora.a.dtype(), lora.b.dtype()] == [DType::F32; 2]);
-    if stored && !weight.is_tracked() {
+/// What multiplies, where all is as this takes it: frozen weights in bf16, pairs in f32.
+pub(super) fn serves(x: &Tensor<3>, parts: &[LinearPart<'_>]) -> Option<Engine> {
+    let stored = |part: &LinearPart<'_>| {
+        let FrozenWeight::Dense(weight) = &part.weight else {
+            return false;
+        };
+        let (bias, lora) = (part.bias.as_ref(), part.lora.as_ref());
+        weight.dtype() == DType::BF16
+            && !weight.is_tracked()
+            && bias.is_none_or(|bias| bias.dtype() == DType::BF16)
+            && lora.is_none_or(|lora| [lora.a.dtype(), lora.b.dtype()] == [DType::F32; 2])
+    };
+    if x.dtype() == DType::BF16 && parts.iter().all(stored) {
         engine()
     } else {
         None
     }
 }
 
-pub(super) fn dispatch(
-    engine: Engine,
-    x: Tensor<3>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    lora: Option<&Lora>,
-) -> Tensor<3> {
-    let linear = HalfLinear {
+pub(super) fn dispatch(engine: Engine, x: Tensor<3>, parts: Vec<LinearPart<'_>>) -> Vec<Tensor<3>> {
+    let linear = |part: &LinearPart<'_>| HalfLinear {
         engine,
-        biased: bias.is_some(),
-        adapter: lora.map(Adapter::of),
+        biased: part.bias.is_some(),
+        adapter: part.lora.as_ref().map(Adapter::of),
     };
-    apply_dense(linear, x, weight, bias, lora)
+    let linears = HalfLinears(parts.iter().map(linear).collect());
+    apply_joint(linears, inputs(x, parts))
 }
 
-/// Inputs in order: x, the weight, bias if there is one, a and b if there is an adapter.
+/// Inputs as [`inputs`] has them; kept beside them is `low` of each that has an adapter.
+#[derive(Clone, Debug)]
+struct HalfLinears(Vec<HalfLinear>);
+
 #[derive(Clone, Debug)]
 struct HalfLinear {
     engine: Engine,
@@ -122,131 +124,202 @@ impl HalfLinear {
         })
     }
 
-    fn first_factor(&self) -> usize {
-        2 + usize::from(self.biased)
+    /// Where `a` stands among its inputs.
+    fn factor(&self) -> usize {
+        1 + usize::from(self.biased)
     }
-}
 
-impl<const N: usize> Operation<N> for HalfLinear {
-    const AS_STORED: bool = true;
+    fn inputs(&self) -> usize {
+        self.factor() + 2 * usize::from(self.adapter.is_some())
+    }
 
-    fn forward(&self, inputs: [FlexTensor; N], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
-        let mut shape = dims(&inputs[0]);
-        let (x, weight) = (values(&inputs[0]), values(&inputs[1]));
-        let outputs = dims(&inputs[1])[0];
-        let width = *shape.last().expect("three dimensions");
-        let tokens = x.len() / width.max(1);
+    /// The output, and what `a` makes of x.
+    fn output(
+        &self,
+        [x, own]: [&[FlexTensor]; 2],
+        [tokens, width]: [usize; 2],
+    ) -> (Vec<bf16>, Option<FlexTensor>) {
+        let x = values(&x[0]);
+        let outputs = dims(&own[0])[0];
         let base = (
             Halves::new(x, tokens, width),
-            Halves::new(weight, outputs, width).transposed(),
+            Halves::new(values(&own[0]), outputs, width).transposed(),
         );
         let mut output = vec![bf16::ZERO; tokens * outputs];
         let sink = Sink::Half {
             values: &mut output,
-            bias: self.biased.then(|| values(&inputs[2])),
+            bias: self.biased.then(|| values(&own[1])),
         };
-        let mut low_rank = None;
-        match &self.adapter {
-            None => multiply(self.engine, &[base], sink),
-            Some(adapter) => {
-                let first = self.first_factor();
-                let rank = dims(&inputs[first])[0];
-                let wide = |index: usize| inputs[index].as_slice::<f32>().expect("a pair in f32");
-                let dropped = self.seen(adapter, x);
-                let seen = Halves::new(dropped.as_deref().unwrap_or(x), tokens, width);
-                let a = Parts::of(
-                    &transposed(wide(first), [rank, width]),
-                    [width, rank],
-                    adapter.keep(),
-                );
-                let low = self.by_parts(seen, &a, tokens);
-                let parts = Parts::of(&low, [tokens, rank], 1.0);
-                let b = Parts::of(wide(first + 1), [outputs, rank], adapter.scaling);
-                let [first, second, third] = both(parts.apart(), b.apart().map(Halves::transposed));
-                multiply(self.engine, &[base, first, second, third], sink);
-                low_rank = Some(tensor(low, [tokens, rank]));
-            }
-        }
-        *shape.last_mut().expect("three dimensions") = outputs;
-        let saved = match tracked {
-            true => inputs.into_iter().chain(low_rank).collect(),
-            false => vec![],
+        let Some(adapter) = &self.adapter else {
+            multiply(self.engine, &[base], sink);
+            return (output, None);
         };
-        (half_tensor(output, shape), saved)
+        let rank = dims(&own[self.factor()])[0];
+        let [a, b] = self.pair(own);
+        let dropped = self.seen(adapter, x);
+        let seen = Halves::new(dropped.as_deref().unwrap_or(x), tokens, width);
+        let a = Parts::of(&transposed(a, [rank, width]), [width, rank], adapter.keep());
+        let low = self.by_parts(seen, &a, tokens);
+        let parts = Parts::of(&low, [tokens, rank], 1.0);
+        let b = Parts::of(b, [outputs, rank], adapter.scaling);
+        let [first, second, third] = both(parts.apart(), b.apart().map(Halves::transposed));
+        multiply(self.engine, &[base, first, second, third], sink);
+        (output, Some(tensor(low, [tokens, rank])))
     }
 
-    fn backward(
+    fn pair<'a>(&self, own: &'a [FlexTensor]) -> [&'a [f32]; 2] {
+        let factor = self.factor();
+        [&own[factor], &own[factor + 1]].map(|factor| factor.as_slice().expect("a pair in f32"))
+    }
+}
+
+/// The gradient of x through a pair: at the output of `a`, and `a`.
+struct Through<'a> {
+    adapter: &'a Adapter,
+    inner: Parts,
+    a: Parts,
+}
+
+impl HalfLinears {
+    /// Each with its own inputs and the number of the first.
+    fn parts<'a>(
+        &'a self,
+        inputs: &'a [FlexTensor],
+    ) -> Vec<(&'a HalfLinear, usize, &'a [FlexTensor])> {
+        let mut first = 1;
+        let part = |linear: &'a HalfLinear| {
+            let own = &inputs[first..first + linear.inputs()];
+            first += own.len();
+            (linear, first - own.len(), own)
+        };
+        self.0.iter().map(part).collect()
+    }
+
+    /// The gradient of x: a sum over all, rounded once.
+    fn of_input(
         &self,
-        saved: Vec<FlexTensor>,
-        gradient: FlexTensor,
-        wanted: [bool; N],
-    ) -> [Option<FlexTensor>; N] {
-        let mut results = [const { None }; N];
-        let (x, weight) = (values(&saved[0]), values(&saved[1]));
-        let [outputs, width] = [dims(&saved[1])[0], dims(&saved[1])[1]];
-        let tokens = x.len() / width.max(1);
-        let upstream = Halves::new(values(&gradient), tokens, outputs);
-        let base = (upstream, Halves::new(weight, outputs, width));
-        let half = |terms: &[(Halves<'_>, Halves<'_>)]| {
+        bases: &[(Halves<'_>, Halves<'_>)],
+        through: &[Through<'_>],
+        shape: Vec<usize>,
+    ) -> FlexTensor {
+        let linear = &self.0[0];
+        let (tokens, width) = (bases[0].0.row_count(), bases[0].1.column_count());
+        let (dropping, plain): (Vec<_>, Vec<_>) = through
+            .iter()
+            .partition(|through| through.adapter.dropout > 0.0);
+        let plain = plain.iter().flat_map(|through| {
+            let Through { inner, a, .. } = through;
+            both(inner.apart(), a.apart())
+        });
+        let terms: Vec<_> = bases.iter().copied().chain(plain).collect();
+        if dropping.is_empty() {
             let mut output = vec![bf16::ZERO; tokens * width];
             let sink = Sink::Half {
                 values: &mut output,
                 bias: None,
             };
-            multiply(self.engine, terms, sink);
-            half_tensor(output, dims(&saved[0]))
-        };
+            multiply(linear.engine, &terms, sink);
+            return half_tensor(output, shape);
+        }
+        let mut output = linear.wide(&terms, tokens, width);
+        for Through { adapter, inner, a } in dropping {
+            let through = linear.wide(&both(inner.apart(), a.apart()), tokens, width);
+            adapter.add_kept(&mut output, &through);
+        }
+        cast(tensor(output, shape), DType::BF16)
+    }
+}
 
-        if self.biased && wanted[2] {
-            let wide = cast(gradient.clone(), DType::F32);
-            let sums = column_sums(wide.as_slice().expect("f32"), outputs);
-            results[2] = Some(tensor(sums, [outputs]));
+impl JointOperation for HalfLinears {
+    const AS_STORED: bool = true;
+
+    fn name(&self) -> &'static str {
+        match self.0.iter().any(|linear| linear.adapter.is_some()) {
+            true => "lora_linear",
+            false => "linear",
         }
-        let Some(adapter) = &self.adapter else {
-            results[0] = wanted[0].then(|| half(&[base]));
-            return results;
+    }
+
+    fn forward(&self, inputs: Vec<FlexTensor>, tracked: bool) -> Results<FlexTensor> {
+        let mut shape = dims(&inputs[0]);
+        let width = *shape.last().expect("three dimensions");
+        let tokens = values(&inputs[0]).len() / width.max(1);
+        let (mut outputs, mut kept) = (vec![], vec![]);
+        for (linear, _, own) in self.parts(&inputs) {
+            let (output, low) = linear.output([&inputs, own], [tokens, width]);
+            *shape.last_mut().expect("three dimensions") = dims(&own[0])[0];
+            outputs.push(half_tensor(output, shape.clone()));
+            kept.extend(low);
+        }
+        let saved = match tracked {
+            true => inputs.into_iter().chain(kept).collect(),
+            false => vec![],
         };
-        let first = self.first_factor();
-        let rank = dims(&saved[first])[0];
-        let wide = |index: usize| saved[index].as_slice::<f32>().expect("f32");
-        // The gradient at the output of `a`, from which both the input and `a` get theirs.
-        let b = Parts::of(wide(first + 1), [outputs, rank], adapter.scaling);
-        let inner = self.by_parts(upstream, &b, tokens);
-        let inner = Parts::of(&inner, [tokens, rank], 1.0);
-        if wanted[0] {
-            let a = Parts::of(wide(first), [rank, width], 1.0);
-            let through = both(inner.apart(), a.apart());
-            results[0] = Some(match adapter.dropout > 0.0 {
-                false => half(&[base, through[0], through[1], through[2]]),
-                true => {
-                    let mut output = self.wide(&[base], tokens, width);
-                    let through = self.wide(&through, tokens, width);
-                    adapter.add_kept(&mut output, &through);
-                    cast(tensor(output, dims(&saved[0])), DType::BF16)
-                }
-            });
+        (outputs, saved)
+    }
+
+    fn backward(
+        &self,
+        saved: Vec<FlexTensor>,
+        gradients: Vec<Option<FlexTensor>>,
+        wanted: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        let mut results = vec![None; wanted.len()];
+        let (inputs, low) = saved.split_at(wanted.len());
+        let x = values(&inputs[0]);
+        let shape = dims(&inputs[0]);
+        let width = *shape.last().expect("three dimensions");
+        let tokens = x.len() / width.max(1);
+        let mut low = low.iter();
+        let (mut bases, mut through) = (vec![], vec![]);
+        for ((linear, first, own), gradient) in self.parts(inputs).into_iter().zip(&gradients) {
+            let low = linear.adapter.as_ref().and_then(|_| low.next());
+            let Some(gradient) = gradient else {
+                continue;
+            };
+            let outputs = dims(&own[0])[0];
+            let upstream = Halves::new(values(gradient), tokens, outputs);
+            bases.push((upstream, Halves::new(values(&own[0]), outputs, width)));
+            if linear.biased && wanted[first + 1] {
+                let wide = cast(gradient.clone(), DType::F32);
+                let sums = column_sums(wide.as_slice().expect("f32"), outputs);
+                results[first + 1] = Some(tensor(sums, [outputs]));
+            }
+            let (Some(adapter), Some(low)) = (&linear.adapter, low) else {
+                continue;
+            };
+            let rank = dims(low)[1];
+            let [a, b] = linear.pair(own);
+            // The gradient at the output of `a`, from which both the input and `a` get theirs.
+            let b = Parts::of(b, [outputs, rank], adapter.scaling);
+            let inner = linear.by_parts(upstream, &b, tokens);
+            let inner = Parts::of(&inner, [tokens, rank], 1.0);
+            let factor = first + linear.factor();
+            if wanted[factor] {
+                let dropped = linear.seen(adapter, x);
+                let seen = Halves::new(dropped.as_deref().unwrap_or(x), tokens, width);
+                // As rows of the left operand both parts fill a panel.
+                let inner = inner.side_by_side().transposed();
+                let parts = linear.wide(&[(inner, seen)], 2 * rank, width);
+                let (high, low) = parts.split_at(rank * width);
+                let sum = high
+                    .iter()
+                    .zip(low)
+                    .map(|(high, low)| (high + low) * adapter.keep());
+                results[factor] = Some(tensor(sum.collect(), [rank, width]));
+            }
+            if wanted[factor + 1] {
+                let low = low.as_slice::<f32>().expect("f32");
+                let low = Parts::of(low, [tokens, rank], adapter.scaling);
+                let output = linear.by_parts(upstream.transposed(), &low, outputs);
+                results[factor + 1] = Some(tensor(output, [outputs, rank]));
+            }
+            if wanted[0] {
+                let a = Parts::of(a, [rank, width], 1.0);
+                through.push(Through { adapter, inner, a });
+            }
         }
-        if wanted[first] {
-            let dropped = self.seen(adapter, x);
-            let seen = Halves::new(dropped.as_deref().unwrap_or(x), tokens, width);
-            // As rows of the left operand both parts fill a panel.
-            let parts = self.wide(
-                &[(inner.side_by_side().transposed(), seen)],
-                2 * rank,
-                width,
-            );
-            let (high, low) = parts.split_at(rank * width);
-            let sum = high
-                .iter()
-                .zip(low)
-                .map(|(high, low)| (high + low) * adapter.keep());
-            results[first] = Some(tensor(sum.collect(), [rank, width]));
-        }
-        if wanted[first + 1] {
-            let low = Parts::of(wide(first + 2), [tokens, rank], adapter.scaling);
-            let output = self.by_parts(upstream.transposed(), &low, outputs);
-            results[first + 1] = Some(tensor(output, [outputs, rank]));
-        }
+        results[0] = wanted[0].then(|| self.of_input(&bases, &through, shape));
         results
     }
 }
@@ -254,6 +327,7 @@ impl<const N: usize> Operation<N> for HalfLinear {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Lora;
     use crate::cpu::testing::{difference, random};
 
     /// Output and every gradient against the same numbers in f32, for every engine of this machine.
@@ -285,7 +359,14 @@ mod tests {
                     let (weight, lora) = (weight.clone().cast(dtype), lora.as_ref());
                     let output = match dtype {
                         DType::F32 => crate::lora_linear(x.clone(), weight, bias.clone(), lora),
-                        _ => dispatch(engine, x.clone(), weight, bias.clone(), lora),
+                        _ => {
+                            let part = LinearPart {
+                                weight: FrozenWeight::Dense(&weight),
+                                bias: bias.clone(),
+                                lora: lora.cloned(),
+                            };
+                            dispatch(engine, x.clone(), vec![part]).remove(0)
+                        }
                     };
                     assert_eq!(output.dtype(), dtype);
                     // The same upstream gradient, which bf16 holds.

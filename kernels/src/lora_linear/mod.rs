@@ -12,6 +12,8 @@ pub(crate) mod reference;
 
 use burn::tensor::Tensor;
 
+use crate::quantized::{QuantizedWeight, quantized_linear};
+
 /// The low-rank part of one linear layer (Hu et al. 2021).
 #[derive(Debug, Clone)]
 pub struct Lora {
@@ -43,7 +45,7 @@ pub fn lora_linear(
 ) -> Tensor<3> {
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&input) {
-        return cpu::dispatch(input, weight, bias, lora);
+        return one(input, FrozenWeight::Dense(&weight), bias, lora);
     }
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     if let Some(lora) = lora.filter(|_| crate::gpu::serves(&input)) {
@@ -51,6 +53,63 @@ pub fn lora_linear(
     }
     let mask = lora.and_then(|lora| mask(&input, lora));
     reference::lora_linear(input, weight, bias, lora, mask)
+}
+
+/// One of several linears that read the same input.
+#[derive(Debug, Clone)]
+pub struct LinearPart<'a> {
+    /// `[out, in]`
+    pub weight: FrozenWeight<'a>,
+    /// `[out]`
+    pub bias: Option<Tensor<1>>,
+    pub lora: Option<Lora>,
+}
+
+/// What a linear multiplies with.
+#[derive(Debug, Clone, Copy)]
+pub enum FrozenWeight<'a> {
+    Dense(&'a Tensor<2>),
+    Quantized(&'a QuantizedWeight),
+}
+
+/// [`lora_linear`], or [`quantized_linear`](crate::quantized_linear), of each part: queries, keys and
+/// values, or both branches of a gated block. Together they read the input once, and the input gets one
+/// gradient; where nothing is dropped, their `a` are one product.
+///
+/// # Shapes
+/// - input: `[batch, seq, in]`
+/// - returns: `[batch, seq, out]` of each part
+pub fn lora_linears(input: Tensor<3>, parts: Vec<LinearPart<'_>>) -> Vec<Tensor<3>> {
+    #[cfg(feature = "cpu")]
+    if crate::on_cpu(&input) && parts.len() <= MOST_PARTS {
+        return cpu::dispatch(input, parts);
+    }
+    let one = |part: LinearPart<'_>| {
+        let (input, lora) = (input.clone(), part.lora.as_ref());
+        match part.weight {
+            FrozenWeight::Dense(weight) => lora_linear(input, weight.clone(), part.bias, lora),
+            FrozenWeight::Quantized(weight) => quantized_linear(input, weight, part.bias, lora),
+        }
+    };
+    parts.into_iter().map(one).collect()
+}
+
+/// What one operation takes.
+#[cfg(feature = "cpu")]
+const MOST_PARTS: usize = 3;
+
+/// [`lora_linears`] of one part on the CPU.
+#[cfg(feature = "cpu")]
+pub(crate) fn one(
+    input: Tensor<3>,
+    weight: FrozenWeight<'_>,
+    bias: Option<Tensor<1>>,
+    lora: Option<&Lora>,
+) -> Tensor<3> {
+    let lora = lora.cloned();
+    let part = LinearPart { weight, bias, lora };
+    let mut found = cpu::dispatch(input, vec![part]);
+    found.pop().expect("a result a part")
 }
 
 /// The input with elements dropped and the others divided by the share that is kept: the very

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cpu::testing::{device, difference, frozen, random, weigh};
+use crate::{HostWeight, Quantization};
 
 struct Case {
     x: Tensor<3>,
@@ -70,6 +71,103 @@ fn every_gradient_matches_the_reference() {
             for tensor in [weight, &lora.a, &lora.b] {
                 let (ours, plain) = (tensor.grad(&ours).unwrap(), tensor.grad(&plain).unwrap());
                 assert!(difference(ours, plain) < 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn several_linears_of_one_input_are_each_for_itself() {
+    let [batch, seq, inputs] = [2, 33, 40];
+    let x = random([batch, seq, inputs], 1).require_grad();
+    let weights = [24, 56, 8].map(|outputs| random([outputs, inputs], outputs as u64));
+    let quantized = {
+        let values = weights[1]
+            .clone()
+            .into_data()
+            .try_into_vec::<f32>()
+            .unwrap();
+        let host = HostWeight::quantize(&values, inputs, Quantization::Nf4 { double: false });
+        QuantizedWeight::new(host, [56, inputs], &device())
+    };
+    let bias = random([24], 7).require_grad();
+    let pair = |outputs, rank, dropout| Lora {
+        a: random([rank, inputs], outputs as u64 + 1).require_grad(),
+        b: random([outputs, rank], outputs as u64 + 2).require_grad(),
+        scaling: 1.5,
+        dropout,
+        dropout_seed: outputs as u64,
+    };
+    // All with a pair; then of other ranks, without, and of a quantised weight; then dropping.
+    for (ranks, second, dropout) in [
+        (
+            [Some(4), Some(4), Some(4)],
+            FrozenWeight::Dense(&weights[1]),
+            [0.0; 3],
+        ),
+        (
+            [Some(3), None, Some(5)],
+            FrozenWeight::Dense(&weights[1]),
+            [0.0; 3],
+        ),
+        (
+            [Some(2), Some(6), None],
+            FrozenWeight::Quantized(&quantized),
+            [0.0; 3],
+        ),
+        (
+            [Some(4), Some(3), Some(2)],
+            FrozenWeight::Dense(&weights[1]),
+            [0.0, 0.4, 0.3],
+        ),
+    ] {
+        let first = FrozenWeight::Dense(&weights[0]);
+        let third = FrozenWeight::Dense(&weights[2]);
+        let parts: Vec<LinearPart<'_>> = [(first, 24), (second, 56), (third, 8)]
+            .into_iter()
+            .zip(ranks.into_iter().zip(dropout))
+            .map(|((weight, outputs), (rank, dropout))| LinearPart {
+                weight,
+                bias: (outputs == 24).then(|| bias.clone()),
+                lora: rank.map(|rank| pair(outputs, rank, dropout)),
+            })
+            .collect();
+        let all = |parts: &[LinearPart<'_>]| lora_linears(x.clone(), parts.to_vec());
+        let each = |parts: &[LinearPart<'_>]| -> Vec<Tensor<3>> {
+            let one = |part: &LinearPart<'_>| lora_linears(x.clone(), vec![part.clone()]).remove(0);
+            parts.iter().map(one).collect()
+        };
+        // All results, or the second is left over.
+        for used in [vec![0, 1, 2], vec![0, 2]] {
+            let run = |outputs: Vec<Tensor<3>>| {
+                let used = used.iter().map(|&index| outputs[index].clone());
+                let sum = Tensor::cat(used.collect(), 2);
+                let found = sum.clone().inner();
+                (found, weigh(sum).backward())
+            };
+            let (together, apart) = (run(all(&parts)), run(each(&parts)));
+            assert!(difference(together.0, apart.0) < 1e-6);
+            let [of_x, of_x_apart] = [&together.1, &apart.1].map(|found| x.grad(found).unwrap());
+            // Sums over three linears in another order.
+            assert!(difference(of_x, of_x_apart) < 2e-6);
+            let [of_bias, of_bias_apart] = [&together.1, &apart.1].map(|found| bias.grad(found));
+            assert!(difference(of_bias.unwrap(), of_bias_apart.unwrap()) < 1e-6);
+            for (index, part) in parts.iter().enumerate() {
+                for factor in part.lora.iter().flat_map(|lora| [&lora.a, &lora.b]) {
+                    let [together, apart] = [&together.1, &apart.1].map(|found| factor.grad(found));
+                    match (together, apart) {
+                        (Some(together), Some(apart)) => {
+                            assert!(difference(together, apart) < 1e-6);
+                        }
+                        // A result that is left over gives nothing, or zeros beside the others'.
+                        (together, None) => {
+                            assert!(!used.contains(&index));
+                            let zero = |found: Tensor<2>| found.abs().max().into_scalar::<f32>();
+                            assert!(together.is_none_or(|together| zero(together) == 0.0));
+                        }
+                        (None, Some(_)) => panic!("no gradient of part {index}"),
+                    }
+                }
             }
         }
     }

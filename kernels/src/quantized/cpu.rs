@@ -111,20 +111,19 @@ impl Weight {
         });
     }
 
-    /// `output = g W`.
+    /// `output = g W`, added to `output` when `accumulate`.
     ///
     /// g `[tokens, out]`, output `[tokens, in]`
-    pub(crate) fn multiply_plain(&self, output: &mut [f32], gradient: &[f32]) {
-        let [outputs, width] = self.shape;
-        let tokens = output.len().checked_div(width).unwrap_or(0);
+    pub(crate) fn multiply_plain(&self, output: &mut [f32], gradient: View<'_>, accumulate: bool) {
+        let [_, width] = self.shape;
         self.tiles(|first, rows, tile| {
             multiply(
                 output,
                 width,
-                View::strided(&gradient[first..], tokens, rows, outputs),
+                gradient.columns(first, rows),
                 View::new(tile, rows, width),
                 1.0,
-                first > 0,
+                accumulate || first > 0,
                 Threads::All,
             );
         });

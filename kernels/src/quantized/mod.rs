@@ -17,6 +17,8 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 pub use host::{BlockScales, HostWeight, NF4, Quantization};
 
+#[cfg(feature = "cpu")]
+use crate::lora_linear::FrozenWeight;
 use crate::lora_linear::{self, Lora};
 
 /// A quantised matrix on a device, outside autodiff. Cloning shares it.
@@ -206,7 +208,7 @@ pub fn quantized_linear(
     }
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&input) {
-        return lora_linear::cpu::dispatch_quantized(input, cpu::Weight::new(weight), bias, lora);
+        return lora_linear::one(input, FrozenWeight::Quantized(weight), bias, lora);
     }
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     if let Some(lora) = lora {
