@@ -47,7 +47,7 @@ pub use lora_linear::{
 };
 pub use masked_softmax::{ScoreOptions, masked_softmax};
 pub use matmul::matmul;
-pub use normalization::{layer_norm, rms_norm};
+pub use normalization::{Norm, layer_norm, residual_norm, rms_norm};
 pub use quantized::{
     BlockScales, HostWeight, NF4, Quantization, QuantizedWeight, quantized_linear,
 };

@@ -61,17 +61,20 @@ impl Block for Layer {
     type Context = Places;
 
     fn forward(&self, input: Tensor<3>, places: &Places, run: &Run) -> Tensor<3> {
-        let normed = through(&self.before_attention, input.clone());
+        let (input, normed) = beside(&self.before_attention, input);
         let attended = self.attention.forward(normed, places, run);
         let attended = through(&self.on_attention, attended);
         let input = run.select(input);
-        let hidden = through(&self.after_attention, input.clone() + attended);
-        let read = match self.parallel {
-            true => input,
-            false => hidden.clone(),
+        let (hidden, read) = match (&self.after_attention, &self.before_mlp) {
+            (after, before) if self.parallel => {
+                let read = through(before, input.clone());
+                (through(after, input + attended), read)
+            }
+            (None, Some(before)) => before.of_residual(input, Some(attended)),
+            (after, before) => beside(before, through_sum(after, input, attended)),
         };
-        let wide = self.mlp.forward(through(&self.before_mlp, read), run.mode);
-        through(&self.after_mlp, hidden + through(&self.on_mlp, wide))
+        let wide = through(&self.on_mlp, self.mlp.forward(read, run.mode));
+        through_sum(&self.after_mlp, hidden, wide)
     }
 
     fn visit<V: Visit>(&mut self, visitor: &mut V) {
@@ -88,6 +91,22 @@ impl Block for Layer {
         for norm in norms.into_iter().flatten() {
             norm.visit(visitor);
         }
+    }
+}
+
+/// The states, and what comes through the norm.
+fn beside(norm: &Option<Norm>, states: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+    match norm {
+        Some(norm) => norm.of_residual(states, None),
+        None => (states.clone(), states),
+    }
+}
+
+/// What comes of the sum.
+fn through_sum(norm: &Option<Norm>, states: Tensor<3>, update: Tensor<3>) -> Tensor<3> {
+    match norm {
+        Some(norm) => norm.of_residual(states, Some(update)).1,
+        None => states + update,
     }
 }
 

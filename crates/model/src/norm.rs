@@ -19,6 +19,23 @@ impl Norm {
         }
     }
 
+    /// What is normalised, and the norm of it: `input`, or the sum with what a block adds to it.
+    pub fn of_residual(
+        &self,
+        input: Tensor<3>,
+        update: Option<Tensor<3>>,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let norm = self.parameters(input.dtype());
+        calor_kernels::residual_norm(input, update, norm)
+    }
+
+    fn parameters(&self, dtype: DType) -> calor_kernels::Norm {
+        match self {
+            Norm::Rms(norm) => norm.parameters(dtype),
+            Norm::Layer(norm) => norm.parameters(dtype),
+        }
+    }
+
     /// Length of what it normalises.
     pub fn width(&self) -> usize {
         let [width] = match self {
@@ -47,13 +64,20 @@ pub(crate) struct RmsNorm {
 
 impl RmsNorm {
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let dtype = input.dtype();
-        if self.offset {
-            // In f32: in half precision 1 + weight would lose the weight.
-            let weight = self.weight.matching(DType::F32).add_scalar(1.0);
-            return calor_kernels::rms_norm(input, weight, self.epsilon);
+        let norm = self.parameters(input.dtype());
+        calor_kernels::rms_norm(input, norm.weight, norm.epsilon)
+    }
+
+    fn parameters(&self, dtype: DType) -> calor_kernels::Norm {
+        calor_kernels::Norm {
+            weight: match self.offset {
+                // In f32: in half precision 1 + weight would lose the weight.
+                true => self.weight.matching(DType::F32).add_scalar(1.0),
+                false => self.weight.matching(dtype),
+            },
+            bias: None,
+            epsilon: self.epsilon,
         }
-        calor_kernels::rms_norm(input, self.weight.matching(dtype), self.epsilon)
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {
@@ -71,13 +95,26 @@ pub(crate) struct LayerNorm {
 
 impl LayerNorm {
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
-        let dtype = input.dtype();
+        let (weight, bias) = self.tensors(input.dtype());
+        calor_kernels::layer_norm(input, weight, bias, self.epsilon)
+    }
+
+    fn parameters(&self, dtype: DType) -> calor_kernels::Norm {
+        let (weight, bias) = self.tensors(dtype);
+        calor_kernels::Norm {
+            weight,
+            bias: Some(bias),
+            epsilon: self.epsilon,
+        }
+    }
+
+    fn tensors(&self, dtype: DType) -> (Tensor<1>, Tensor<1>) {
         let weight = self.weight.matching(dtype);
         let bias = match &self.bias {
             Some(bias) => bias.matching(dtype),
             None => Tensor::zeros(weight.dims(), (&weight.device().inner(), dtype)),
         };
-        calor_kernels::layer_norm(input, weight, bias, self.epsilon)
+        (weight, bias)
     }
 
     pub fn visit<V: Visit>(&mut self, visitor: &mut V) {

@@ -6,6 +6,8 @@
 // Coefficients stand as published; rounding them to f32 is the compiler's business.
 #![allow(clippy::excessive_precision)]
 
+use std::mem::MaybeUninit;
+
 use pulp::Arch;
 use rayon::prelude::*;
 
@@ -97,16 +99,38 @@ pub(crate) fn filled(
     output.spare_capacity_mut()[..length]
         .par_chunks_mut(block)
         .enumerate()
-        .for_each(|(number, block)| {
-            for element in block.iter_mut() {
-                element.write(0.0);
-            }
-            // SAFETY: every element was written just now.
-            fill(number, unsafe { block.assume_init_mut() });
-        });
+        .for_each(|(number, block)| fill(number, zeroed(block)));
     // SAFETY: the blocks cover the length, and every element was written.
     unsafe { output.set_len(length) };
     output
+}
+
+/// As [`filled`], beside as long a slice that is changed: `fill(number of the block, block, its part)`.
+#[inline(always)]
+pub(crate) fn filled_beside(
+    changed: &mut [f32],
+    block: usize,
+    fill: impl Fn(usize, &mut [f32], &mut [f32]) + Sync + Send,
+) -> Vec<f32> {
+    let length = changed.len();
+    let mut output = Vec::with_capacity(length);
+    output.spare_capacity_mut()[..length]
+        .par_chunks_mut(block)
+        .zip(changed.par_chunks_mut(block))
+        .enumerate()
+        .for_each(|(number, (block, changed))| fill(number, zeroed(block), changed));
+    // SAFETY: as above.
+    unsafe { output.set_len(length) };
+    output
+}
+
+#[inline(always)]
+fn zeroed(block: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    for element in block.iter_mut() {
+        element.write(0.0);
+    }
+    // SAFETY: every element was written just now.
+    unsafe { block.assume_init_mut() }
 }
 
 /// Zeros, written in parallel.

@@ -32,6 +32,11 @@ pub(crate) trait Operation<const N: usize>: Clone + Debug + Send + Sync + 'stati
     /// in the type it has, instead of f32 all the way.
     const AS_STORED: bool = false;
 
+    /// Whether it may write its result where an input was, of which it then keeps none but small ones.
+    fn in_place(&self) -> bool {
+        false
+    }
+
     /// What it is called in a profile.
     fn name(&self) -> &'static str {
         profile::folder_of::<Self>()
@@ -92,6 +97,11 @@ pub(crate) trait JointOperation: Clone + Debug + Send + Sync + 'static {
     /// See [`Operation::AS_STORED`].
     const AS_STORED: bool = false;
 
+    /// See [`Operation::in_place`].
+    fn in_place(&self) -> bool {
+        false
+    }
+
     /// See [`Operation::forward`].
     fn forward(&self, inputs: Vec<FlexTensor>, tracked: bool) -> Results<FlexTensor>;
 
@@ -146,7 +156,7 @@ fn run<Op: Operation<N>, const N: usize, const D: usize>(
             let (output, saved) = operation.forward(as_array(wide), tracked);
             (vec![output], saved)
         };
-        let (outputs, saved) = with_wide(inputs, Op::AS_STORED, compute);
+        let (outputs, saved) = with_wide(inputs, Op::AS_STORED, operation.in_place(), compute);
         (outputs.into_iter().next().expect("one result"), saved)
     };
     if inputs.iter().all(|input| matches!(input, Input::Plain(_))) {
@@ -220,6 +230,7 @@ impl Input {
 fn with_wide(
     inputs: Vec<FlexTensor>,
     as_stored: bool,
+    in_place: bool,
     compute: impl FnOnce(Vec<FlexTensor>) -> Results<FlexTensor>,
 ) -> Results<FlexTensor> {
     let stored: Vec<FlexTensor> = inputs.into_iter().map(contiguous).collect();
@@ -228,27 +239,32 @@ fn with_wide(
         return compute(stored);
     }
     let dtype = stored[0].dtype();
-    let address = |tensor: &FlexTensor| values(tensor).as_ptr();
     let inputs: Vec<FlexTensor> = stored.iter().cloned().map(wide).collect();
-    let addresses: Vec<*const f32> = inputs.iter().map(address).collect();
-    let (computed, saved) = compute(inputs);
-    let results: Vec<FlexTensor> = computed
-        .iter()
-        .map(|tensor| cast(tensor.clone(), dtype))
-        .collect();
-    let as_it_came = |tensor: FlexTensor| {
-        let at = address(&tensor);
-        let input = addresses.iter().position(|&input| input == at);
-        let result = || computed.iter().position(|result| address(result) == at);
-        match input {
-            Some(input) => stored[input].clone(),
-            None => match result() {
-                Some(result) => results[result].clone(),
-                None => tensor,
-            },
-        }
+    // Held while their addresses are compared: what is freed may lie elsewhere again.
+    let (held, stored) = match in_place {
+        true => (vec![], vec![]),
+        false => (inputs.clone(), stored),
     };
-    let saved = saved.into_iter().map(as_it_came).collect();
+    let (computed, saved) = compute(inputs);
+    let as_it_came = |tensor: &FlexTensor| {
+        let at = values(tensor).as_ptr();
+        let mut places = held.iter().map(|input| values(input).as_ptr());
+        places
+            .position(|place| place == at)
+            .map(|input| stored[input].clone())
+    };
+    let result = |computed| as_it_came(computed).unwrap_or_else(|| cast(computed.clone(), dtype));
+    let results: Vec<FlexTensor> = computed.iter().map(result).collect();
+    let kept = |tensor: FlexTensor| {
+        let at = values(&tensor).as_ptr();
+        let mut places = computed.iter().map(|result| values(result).as_ptr());
+        let result = places.position(|place| place == at);
+        as_it_came(&tensor).unwrap_or_else(|| match result {
+            Some(result) => results[result].clone(),
+            None => tensor,
+        })
+    };
+    let saved = saved.into_iter().map(kept).collect();
     (results, saved)
 }
 
@@ -262,7 +278,7 @@ struct JointStep<Op> {
 impl<Op: JointOperation> Joint<Flex> for JointStep<Op> {
     fn forward(&self, inputs: Vec<FlexTensor>, tracked: bool) -> Results<FlexTensor> {
         let compute = |inputs| self.operation.forward(inputs, tracked);
-        with_wide(inputs, Op::AS_STORED, compute)
+        with_wide(inputs, Op::AS_STORED, self.operation.in_place(), compute)
     }
 
     fn backward(

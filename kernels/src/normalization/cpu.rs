@@ -1,36 +1,324 @@
-//! The norms on the CPU: statistics of each row in registers, the input kept for the backward pass.
+//! The norms on the CPU: statistics of each row in registers, the input kept for the backward pass. A sum
+//! is normalised where it is made, and what else it is used for adds its gradient in the same pass.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor, bf16};
 use burn_flex::FlexTensor;
+use rayon::prelude::*;
 
-use crate::cpu::elementary::{dot, map_rows, map_rows2, vectorized};
-use crate::cpu::operation::{Operation, apply, dims, input, tensor, values};
+use super::Norm;
+use crate::cpu::elementary::{block_rows, dot, filled_beside, map_rows, map_rows2, vectorized};
+use crate::cpu::operation::{JointOperation, apply_joint, dims, input, owned, tensor, values};
+use crate::joint::Results;
 
-pub(super) fn rms_norm<const D: usize>(
-    tensor: Tensor<D>,
-    weight: Tensor<1>,
-    epsilon: f64,
-) -> Tensor<D> {
-    apply(
-        RmsNorm {
-            epsilon: epsilon as f32,
-        },
-        [input(tensor), input(weight)],
-    )
+/// The norm of `x`.
+pub(super) fn norm<const D: usize>(x: Tensor<D>, norm: Norm) -> Tensor<D> {
+    apply(Form::Alone, x, None, norm).remove(0)
 }
 
-pub(super) fn layer_norm<const D: usize>(
-    tensor: Tensor<D>,
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    epsilon: f64,
-) -> Tensor<D> {
-    apply(
-        LayerNorm {
-            epsilon: epsilon as f32,
-        },
-        [input(tensor), input(weight), input(bias)],
-    )
+/// The sum, or `x`, and the norm of it.
+pub(super) fn residual_norm<const D: usize>(
+    x: Tensor<D>,
+    update: Option<Tensor<D>>,
+    norm: Norm,
+) -> (Tensor<D>, Tensor<D>) {
+    let form = match update {
+        Some(_) => Form::Added,
+        None => Form::Forked,
+    };
+    let found = apply(form, x, update, norm);
+    let [sum, normed] = found.try_into().expect("a sum and its norm");
+    (sum, normed)
+}
+
+/// Whether a sum of this type is rounded here as it is when it is stored.
+pub(super) fn rounds(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::BF16)
+}
+
+fn apply<const D: usize>(
+    form: Form,
+    x: Tensor<D>,
+    update: Option<Tensor<D>>,
+    norm: Norm,
+) -> Vec<Tensor<D>> {
+    let operation = RowNorm {
+        form,
+        centred: norm.bias.is_some(),
+        rounded: x.dtype() == DType::BF16,
+        epsilon: norm.epsilon as f32,
+    };
+    let mut inputs = vec![input(x)];
+    inputs.extend(update.map(input));
+    inputs.push(input(norm.weight));
+    inputs.extend(norm.bias.map(input));
+    apply_joint(operation, inputs)
+}
+
+/// What is normalised, and what else comes of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Form {
+    /// The first input; only its norm.
+    Alone,
+    /// The first input; that itself, and its norm.
+    Forked,
+    /// The sum of the first two; that, and its norm.
+    Added,
+}
+
+/// Inputs in order: x, what is added to it if something is, the weight, the bias if it is centred.
+#[derive(Clone, Debug)]
+struct RowNorm {
+    form: Form,
+    centred: bool,
+    /// Whether a sum is rounded to bf16 before it is normalised.
+    rounded: bool,
+    epsilon: f32,
+}
+
+impl RowNorm {
+    /// Where the weight stands among the inputs.
+    fn weight(&self) -> usize {
+        1 + usize::from(self.form == Form::Added)
+    }
+
+    /// Mean, 0 where it stays, and the reciprocal of the standard deviation of a row.
+    #[inline(always)]
+    fn statistics(&self, row: &[f32]) -> (f32, f32) {
+        let width = row.len() as f32;
+        let (mean, squares) = match self.centred {
+            true => {
+                let mean = sum(row) / width;
+                (mean, squares_around(row, mean))
+            }
+            false => (0.0, dot(row, row)),
+        };
+        (mean, 1.0 / (squares / width + self.epsilon).sqrt())
+    }
+
+    #[inline(always)]
+    fn normalize(&self, output: &mut [f32], input: &[f32], scale: &[f32], shift: &[f32]) {
+        let (mean, inverse) = self.statistics(input);
+        let elements = output.iter_mut().zip(input).zip(scale);
+        match self.centred {
+            true => {
+                for (((output, &x), &w), &b) in elements.zip(shift) {
+                    *output = ((x - mean) * inverse).mul_add(w, b);
+                }
+            }
+            false => {
+                for ((output, &x), &w) in elements {
+                    *output = x * inverse * w;
+                }
+            }
+        }
+    }
+
+    /// The gradient of a row.
+    #[inline(always)]
+    fn pull_back(&self, output: &mut [f32], input: &[f32], gradient: &[f32], scale: &[f32]) {
+        let (mean, inverse) = self.statistics(input);
+        let width = input.len() as f32;
+        for ((output, &g), &w) in output.iter_mut().zip(gradient).zip(scale) {
+            *output = g * w;
+        }
+        match self.centred {
+            // With n = (x − μ)·r and h = g·w: dx = r·(h − mean(h) − n·mean(h·n))
+            true => {
+                let total = sum(output);
+                let product = dot(output, input);
+                let mean_h = total / width;
+                let mean_hn = (product - mean * total) * inverse / width;
+                for (output, &x) in output.iter_mut().zip(input) {
+                    let n = (x - mean) * inverse;
+                    *output = (*output - mean_h - n * mean_hn) * inverse;
+                }
+            }
+            // dx = r·(g·w) − x · r³ · mean(x·g·w)
+            false => {
+                let along = dot(output, input) / width;
+                let pull = along * inverse * inverse * inverse;
+                for (output, &x) in output.iter_mut().zip(input) {
+                    *output = *output * inverse - x * pull;
+                }
+            }
+        }
+    }
+
+    /// The sum of both, written where the second was if nothing else holds it, and its norm.
+    fn sum_and_norm(
+        &self,
+        [x, update]: [FlexTensor; 2],
+        scale: &[f32],
+        shift: &[f32],
+    ) -> [FlexTensor; 2] {
+        let shape = dims(&x);
+        let width = scale.len();
+        let mut sum = owned(update);
+        let x = values(&x);
+        let block = block_rows(x.len() / width.max(1), width) * width;
+        let normed = filled_beside(sum.storage_mut::<f32>(), block, |number, normed, sum| {
+            let x = &x[number * block..];
+            vectorized(
+                #[inline(always)]
+                || {
+                    let rows = sum.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                    for (normed, (sum, x)) in normed.chunks_exact_mut(width).zip(rows) {
+                        for (sum, &x) in sum.iter_mut().zip(x) {
+                            let exact = *sum + x;
+                            *sum = match self.rounded {
+                                true => as_bf16(exact),
+                                false => exact,
+                            };
+                        }
+                        self.normalize(normed, sum, scale, shift);
+                    }
+                },
+            );
+        });
+        [sum, tensor(normed, shape)]
+    }
+
+    /// The gradient of what is normalised: through the norm, and beside it.
+    fn of_input(
+        &self,
+        input: &FlexTensor,
+        scale: &[f32],
+        through: Option<FlexTensor>,
+        beside: Option<FlexTensor>,
+    ) -> Option<FlexTensor> {
+        let (Some(through), width) = (through, scale.len()) else {
+            return beside;
+        };
+        let (rows, gradient) = (values(input), values(&through));
+        let Some(beside) = beside else {
+            let output = map_rows2(
+                rows,
+                gradient,
+                width,
+                #[inline(always)]
+                |output, input, gradient| self.pull_back(output, input, gradient, scale),
+            );
+            return Some(tensor(output, dims(input)));
+        };
+        let mut total = owned(beside);
+        let block = block_rows(rows.len() / width.max(1), width) * width;
+        total
+            .storage_mut::<f32>()
+            .par_chunks_mut(block)
+            .zip(rows.par_chunks(block))
+            .zip(gradient.par_chunks(block))
+            .for_each(|((total, rows), gradient)| {
+                let mut pulled = vec![0.0; width];
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let gradients = gradient.chunks_exact(width);
+                        let rows = rows.chunks_exact(width).zip(gradients);
+                        for (total, (row, gradient)) in total.chunks_exact_mut(width).zip(rows) {
+                            self.pull_back(&mut pulled, row, gradient, scale);
+                            for (total, &pulled) in total.iter_mut().zip(&pulled) {
+                                *total += pulled;
+                            }
+                        }
+                    },
+                );
+            });
+        Some(total)
+    }
+
+    fn of_weight(&self, input: &[f32], gradient: &[f32], width: usize) -> FlexTensor {
+        let mut sums = vec![0.0f64; width];
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, gradient) in input.chunks_exact(width).zip(gradient.chunks_exact(width)) {
+                    let (mean, inverse) = self.statistics(row);
+                    for ((sum, &x), &g) in sums.iter_mut().zip(row).zip(gradient) {
+                        *sum += f64::from((x - mean) * inverse * g);
+                    }
+                }
+            },
+        );
+        tensor(narrow(sums), [width])
+    }
+}
+
+impl JointOperation for RowNorm {
+    fn in_place(&self) -> bool {
+        self.form == Form::Added
+    }
+
+    fn name(&self) -> &'static str {
+        match self.centred {
+            true => "layer_norm",
+            false => "rms_norm",
+        }
+    }
+
+    fn forward(&self, inputs: Vec<FlexTensor>, tracked: bool) -> Results<FlexTensor> {
+        let mut inputs = inputs.into_iter();
+        let mut next = || inputs.next().expect("all inputs");
+        let x = next();
+        let update = (self.form == Form::Added).then(&mut next);
+        let weight = next();
+        let bias = self.centred.then(&mut next);
+        let (scale, shift) = (values(&weight), bias.as_ref().map_or(&[][..], values));
+        let (input, results) = match update {
+            Some(update) => {
+                let [sum, normed] = self.sum_and_norm([x, update], scale, shift);
+                (sum.clone(), vec![sum, normed])
+            }
+            None => {
+                let normed = map_rows(
+                    values(&x),
+                    scale.len(),
+                    #[inline(always)]
+                    |output, input| self.normalize(output, input, scale, shift),
+                );
+                let normed = tensor(normed, dims(&x));
+                match self.form {
+                    Form::Alone => (x, vec![normed]),
+                    _ => (x.clone(), vec![x, normed]),
+                }
+            }
+        };
+        let saved = match tracked {
+            true => vec![input, weight],
+            false => vec![],
+        };
+        (results, saved)
+    }
+
+    fn backward(
+        &self,
+        saved: Vec<FlexTensor>,
+        mut gradients: Vec<Option<FlexTensor>>,
+        wanted: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
+        let [input, weight]: [FlexTensor; 2] = saved.try_into().expect("what forward kept");
+        let scale = values(&weight);
+        let mut results = vec![None; wanted.len()];
+        let through = gradients.pop().flatten();
+        let beside = gradients.pop().flatten();
+        if let Some(through) = &through {
+            let gradient = values(through);
+            let (weight, bias) = (self.weight(), self.weight() + 1);
+            if wanted[weight] {
+                results[weight] = Some(self.of_weight(values(&input), gradient, scale.len()));
+            }
+            if self.centred && wanted[bias] {
+                let sums = column_sums(gradient, scale.len());
+                results[bias] = Some(tensor(sums, [scale.len()]));
+            }
+        }
+        if wanted[..self.weight()].contains(&true) {
+            let of_input = self.of_input(&input, scale, through, beside);
+            for result in &mut results[..self.weight()] {
+                *result = of_input.clone();
+            }
+        }
+        results
+    }
 }
 
 #[inline(always)]
@@ -45,182 +333,23 @@ fn sum(row: &[f32]) -> f32 {
     sums.iter().chain(rest).sum()
 }
 
-#[derive(Clone, Debug)]
-struct RmsNorm {
-    epsilon: f32,
-}
-
-impl RmsNorm {
-    #[inline(always)]
-    fn inverse(&self, row: &[f32]) -> f32 {
-        1.0 / (dot(row, row) / row.len() as f32 + self.epsilon).sqrt()
-    }
-}
-
-impl Operation<2> for RmsNorm {
-    fn name(&self) -> &'static str {
-        "rms_norm"
-    }
-
-    fn forward(&self, inputs: [FlexTensor; 2], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
-        let [input, weight] = inputs;
-        let shape = dims(&input);
-        let width = *shape.last().expect("a hidden dimension");
-        let scale = values(&weight);
-        let output = map_rows(
-            values(&input),
-            width,
-            #[inline(always)]
-            |output, input| {
-                let inverse = self.inverse(input);
-                for ((output, &x), &w) in output.iter_mut().zip(input).zip(scale) {
-                    *output = x * inverse * w;
-                }
-            },
-        );
-        let saved = if tracked { vec![input, weight] } else { vec![] };
-        (tensor(output, shape), saved)
-    }
-
-    fn backward(
-        &self,
-        saved: Vec<FlexTensor>,
-        gradient: FlexTensor,
-        wanted: [bool; 2],
-    ) -> [Option<FlexTensor>; 2] {
-        let (input, weight) = (values(&saved[0]), values(&saved[1]));
-        let gradient = values(&gradient);
-        let width = weight.len();
-        let for_input = wanted[0].then(|| {
-            let output = map_rows2(
-                input,
-                gradient,
-                width,
-                #[inline(always)]
-                |output, input, gradient| {
-                    let inverse = self.inverse(input);
-                    // dx = r·(g·w) − x · r³ · mean(x·g·w)
-                    for ((output, &g), &w) in output.iter_mut().zip(gradient).zip(weight) {
-                        *output = g * w;
-                    }
-                    let along = dot(output, input) / width as f32;
-                    let pull = along * inverse * inverse * inverse;
-                    for (output, &x) in output.iter_mut().zip(input) {
-                        *output = *output * inverse - x * pull;
-                    }
-                },
-            );
-            tensor(output, dims(&saved[0]))
-        });
-        let for_weight = wanted[1].then(|| {
-            let mut sums = vec![0.0f64; width];
-            for (input, gradient) in input.chunks_exact(width).zip(gradient.chunks_exact(width)) {
-                let inverse = self.inverse(input);
-                for ((sum, &x), &g) in sums.iter_mut().zip(input).zip(gradient) {
-                    *sum += f64::from(x * inverse * g);
-                }
-            }
-            tensor(narrow(sums), [width])
-        });
-        [for_input, for_weight]
-    }
-}
-
-#[derive(Clone, Debug)]
-struct LayerNorm {
-    epsilon: f32,
-}
-
-impl LayerNorm {
-    /// Mean and 1/standard deviation of a row.
-    #[inline(always)]
-    fn statistics(&self, row: &[f32]) -> (f32, f32) {
-        let mean = sum(row) / row.len() as f32;
-        let mut sums = [0.0f32; 16];
-        let (blocks, rest) = row.as_chunks::<16>();
-        for block in blocks {
-            for lane in 0..16 {
-                let centred = block[lane] - mean;
-                sums[lane] = centred.mul_add(centred, sums[lane]);
-            }
+#[inline(always)]
+fn squares_around(row: &[f32], mean: f32) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (blocks, rest) = row.as_chunks::<16>();
+    for block in blocks {
+        for lane in 0..16 {
+            let centred = block[lane] - mean;
+            sums[lane] = centred.mul_add(centred, sums[lane]);
         }
-        let rest: f32 = rest.iter().map(|x| (x - mean) * (x - mean)).sum();
-        let variance = (sums.iter().sum::<f32>() + rest) / row.len() as f32;
-        (mean, 1.0 / (variance + self.epsilon).sqrt())
     }
+    let rest: f32 = rest.iter().map(|x| (x - mean) * (x - mean)).sum();
+    sums.iter().sum::<f32>() + rest
 }
 
-impl Operation<3> for LayerNorm {
-    fn name(&self) -> &'static str {
-        "layer_norm"
-    }
-
-    fn forward(&self, inputs: [FlexTensor; 3], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
-        let [input, weight, bias] = inputs;
-        let shape = dims(&input);
-        let width = *shape.last().expect("a hidden dimension");
-        let (scale, shift) = (values(&weight), values(&bias));
-        let output = map_rows(
-            values(&input),
-            width,
-            #[inline(always)]
-            |output, input| {
-                let (mean, inverse) = self.statistics(input);
-                for (((output, &x), &w), &b) in output.iter_mut().zip(input).zip(scale).zip(shift) {
-                    *output = ((x - mean) * inverse).mul_add(w, b);
-                }
-            },
-        );
-        let saved = if tracked { vec![input, weight] } else { vec![] };
-        (tensor(output, shape), saved)
-    }
-
-    fn backward(
-        &self,
-        saved: Vec<FlexTensor>,
-        gradient: FlexTensor,
-        wanted: [bool; 3],
-    ) -> [Option<FlexTensor>; 3] {
-        let (input, weight) = (values(&saved[0]), values(&saved[1]));
-        let gradient = values(&gradient);
-        let width = weight.len();
-        let for_input = wanted[0].then(|| {
-            let output = map_rows2(
-                input,
-                gradient,
-                width,
-                #[inline(always)]
-                |output, input, gradient| {
-                    let (mean, inverse) = self.statistics(input);
-                    // With n = (x − μ)·r and h = g·w: dx = r·(h − mean(h) − n·mean(h·n))
-                    for ((output, &g), &w) in output.iter_mut().zip(gradient).zip(weight) {
-                        *output = g * w;
-                    }
-                    let total = sum(output);
-                    let product = dot(output, input);
-                    let mean_h = total / width as f32;
-                    let mean_hn = (product - mean * total) * inverse / width as f32;
-                    for (output, &x) in output.iter_mut().zip(input) {
-                        let n = (x - mean) * inverse;
-                        *output = (*output - mean_h - n * mean_hn) * inverse;
-                    }
-                },
-            );
-            tensor(output, dims(&saved[0]))
-        });
-        let for_weight = wanted[1].then(|| {
-            let mut sums = vec![0.0f64; width];
-            for (input, gradient) in input.chunks_exact(width).zip(gradient.chunks_exact(width)) {
-                let (mean, inverse) = self.statistics(input);
-                for ((sum, &x), &g) in sums.iter_mut().zip(input).zip(gradient) {
-                    *sum += f64::from((x - mean) * inverse * g);
-                }
-            }
-            tensor(narrow(sums), [width])
-        });
-        let for_bias = wanted[2].then(|| tensor(column_sums(gradient, width), [width]));
-        [for_input, for_weight, for_bias]
-    }
+#[inline(always)]
+fn as_bf16(x: f32) -> f32 {
+    bf16::from_f32(x).to_f32()
 }
 
 /// Sum over the rows of a matrix of `width` columns, in f64: the terms of a gradient may cancel.

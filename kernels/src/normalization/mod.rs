@@ -10,6 +10,16 @@ mod rows;
 
 use burn::tensor::Tensor;
 
+/// A norm over the last dimension: [`layer_norm`] where it has a bias, else [`rms_norm`].
+#[derive(Debug, Clone)]
+pub struct Norm {
+    /// `[hidden]`
+    pub weight: Tensor<1>,
+    /// `[hidden]`
+    pub bias: Option<Tensor<1>>,
+    pub epsilon: f64,
+}
+
 /// `x / √(mean(x²) + ε) · weight` (Zhang and Sennrich 2019), in the type of the input. A weight in f32
 /// beside an input in half precision is multiplied before the result is rounded.
 ///
@@ -18,7 +28,13 @@ use burn::tensor::Tensor;
 pub fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&input) {
-        return cpu::rms_norm(input, weight, epsilon);
+        let bias = None;
+        let norm = Norm {
+            weight,
+            bias,
+            epsilon,
+        };
+        return cpu::norm(input, norm);
     }
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     if crate::gpu::serves(&input) {
@@ -39,13 +55,44 @@ pub fn layer_norm<const D: usize>(
 ) -> Tensor<D> {
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&input) {
-        return cpu::layer_norm(input, weight, bias, epsilon);
+        let bias = Some(bias);
+        let norm = Norm {
+            weight,
+            bias,
+            epsilon,
+        };
+        return cpu::norm(input, norm);
     }
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     if crate::gpu::serves(&input) {
         return cube::layer_norm(input, weight, bias, epsilon);
     }
     reference::layer_norm(input, weight, bias, epsilon)
+}
+
+/// `x + update`, and its norm: what a block adds to the residual stream, and what the next one reads of
+/// it. Without an `update`, `x` itself. The gradient of both results is made in one pass.
+///
+/// # Shapes
+/// - x, update and the results: `[…, hidden]`
+pub fn residual_norm<const D: usize>(
+    x: Tensor<D>,
+    update: Option<Tensor<D>>,
+    norm: Norm,
+) -> (Tensor<D>, Tensor<D>) {
+    #[cfg(feature = "cpu")]
+    if crate::on_cpu(&x) && cpu::rounds(x.dtype()) {
+        return cpu::residual_norm(x, update, norm);
+    }
+    let sum = match update {
+        Some(update) => x + update,
+        None => x,
+    };
+    let normed = match norm.bias {
+        Some(bias) => layer_norm(sum.clone(), norm.weight, bias, norm.epsilon),
+        None => rms_norm(sum.clone(), norm.weight, norm.epsilon),
+    };
+    (sum, normed)
 }
 
 #[cfg(all(test, feature = "cpu"))]

@@ -1,3 +1,5 @@
+use burn::tensor::DType;
+
 use super::*;
 use crate::cpu::testing::{difference, random, weigh};
 
@@ -45,4 +47,74 @@ fn a_frozen_norm_passes_the_gradient_on() {
     let gradients = weigh(rms_norm(x.clone(), weight.clone(), 1e-6)).backward();
     assert!(x.grad(&gradients).is_some());
     assert!(weight.grad(&gradients).is_none());
+}
+
+#[test]
+fn a_sum_and_its_norm_are_those_of_one_after_the_other() {
+    for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 8e-3)] {
+        for (shape, added, biased) in [
+            ([2, 7, 61], true, false),
+            ([2, 7, 61], true, true),
+            ([4, 50, 384], false, false),
+            ([4, 50, 384], false, true),
+        ] {
+            let leaf = |seed| random(shape, seed).cast(dtype).detach().require_grad();
+            let (x, update) = (leaf(1), leaf(2));
+            let weight = random([shape[2]], 3).cast(dtype).detach().require_grad();
+            let bias = random([shape[2]], 4).cast(dtype).detach().require_grad();
+            let norm = || Norm {
+                weight: weight.clone(),
+                bias: biased.then(|| bias.clone()),
+                epsilon: 1e-5,
+            };
+            let plain = |x: Tensor<3>, update: Option<Tensor<3>>, norm: Norm| {
+                let sum = update.map_or(x.clone(), |update| x + update);
+                let normed = match norm.bias {
+                    Some(bias) => layer_norm(sum.clone(), norm.weight, bias, norm.epsilon),
+                    None => rms_norm(sum.clone(), norm.weight, norm.epsilon),
+                };
+                (sum, normed)
+            };
+            // Both results, the sum alone, the norm alone.
+            for (of_sum, of_norm) in [(1.0, 0.5), (1.0, 0.0), (0.0, 1.0)] {
+                let run = |found: (Tensor<3>, Tensor<3>)| {
+                    let wide = |tensor: Tensor<3>| tensor.cast(DType::F32);
+                    let values =
+                        [found.0.clone(), found.1.clone()].map(|found| wide(found.inner()));
+                    let terms = [(found.0, of_sum), (found.1, of_norm)];
+                    let terms = terms.into_iter().filter(|(_, factor)| *factor > 0.0);
+                    let terms = terms.map(|(found, factor)| weigh(wide(found)) * factor);
+                    (
+                        values,
+                        terms.reduce(|sum, term| sum + term).unwrap().backward(),
+                    )
+                };
+                let update = added.then(|| update.clone());
+                let ours = run(residual_norm(x.clone(), update.clone(), norm()));
+                let expected = run(plain(x.clone(), update.clone(), norm()));
+                for (ours, expected) in ours.0.into_iter().zip(expected.0) {
+                    let found = difference(ours, expected);
+                    assert!(
+                        found < tolerance,
+                        "{dtype:?} {shape:?} {added} {biased}: {found}"
+                    );
+                }
+                let wide = |found: Option<Tensor<3>>| found.map(|found| found.cast(DType::F32));
+                for leaf in [Some(&x), update.as_ref()].into_iter().flatten() {
+                    let ours = wide(leaf.grad(&ours.1)).unwrap();
+                    let expected = wide(leaf.grad(&expected.1)).unwrap();
+                    assert!(difference(ours, expected) < 5.0 * tolerance);
+                }
+                let parameters = [Some(&weight), biased.then_some(&bias)];
+                for leaf in parameters.into_iter().flatten() {
+                    let [ours, expected] = [&ours.1, &expected.1]
+                        .map(|found| leaf.grad(found).map(|found| found.cast(DType::F32)));
+                    assert_eq!(ours.is_some(), of_norm > 0.0);
+                    if let (Some(ours), Some(expected)) = (ours, expected) {
+                        assert!(difference(ours, expected) < 5.0 * tolerance);
+                    }
+                }
+            }
+        }
+    }
 }

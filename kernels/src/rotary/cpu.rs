@@ -32,6 +32,10 @@ struct Rotation {
 }
 
 impl Operation<1> for Rotation {
+    fn in_place(&self) -> bool {
+        true
+    }
+
     fn forward(&self, inputs: [FlexTensor; 1], _tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let [input] = inputs;
         (self.rotate(input, false), vec![])
