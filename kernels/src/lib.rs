@@ -3,9 +3,9 @@
 //! Every folder holds the public function (what is computed, its shapes), a `reference` in plain
 //! tensor operations, and kernels where a backend has them: `cpu`, hand-written for the Flex backend,
 //! and `cube`, for CUDA and wgpu through CubeCL, with a backward pass that keeps only what it needs. On
-//! CUDA products go through cuBLASLt and attention through a kernel in CUDA C++ (`cuda`). The public
-//! function picks the kernel when the tensors live on a device that has one and falls back to the
-//! reference otherwise; all are differentiable in every tracked input, and each kernel is tested
+//! CUDA products go through cuBLASLt and attention in bf16 and f16 through kernels in CUDA C++ (`cuda`).
+//! The public function picks the kernel when the tensors live on a device that has one and falls back to
+//! the reference otherwise; all are differentiable in every tracked input, and each kernel is tested
 //! against its reference or against the CPU, forward and gradient.
 //!
 //! Shapes use one vocabulary: `batch, seq, hidden, heads, head_dim, rank, vocab`.

@@ -12,9 +12,10 @@
 //!
 //! an encoder's block one sum before each norm in place of the normed states, and one wide state
 //! before its activation and one after; every other norm keeps its input as well. A block that is run
-//! again keeps its input only. On a GPU the same is kept, but for attention without a kernel: that keeps
-//! the scores, `heads · seq²` a row. There a quantised weight exists dequantised, in the type of the
-//! activations, while it is multiplied.
+//! again keeps its input only. On a GPU the same is kept, but for heads wider than 256: their attention
+//! is in plain operations there and keeps the scores, `heads · seq²` a row, as that of relative positions
+//! does everywhere. There a quantised weight exists dequantised, in the type of the activations, while it
+//! is multiplied.
 
 mod count;
 
@@ -65,10 +66,7 @@ pub enum PassDevice {
         multiplies_halves: bool,
     },
     /// A device with memory of its own.
-    Device {
-        /// Whether attention in half precision is computed in tiles, as NVIDIA's GPUs do.
-        tiles: bool,
-    },
+    Device,
 }
 
 impl PassDevice {
@@ -438,7 +436,7 @@ impl MemoryModel {
         TrainingMemory {
             weights_bytes: match device {
                 PassDevice::Host { .. } => self.frozen_bytes - self.mapped_tables_bytes,
-                PassDevice::Device { .. } => self.frozen_bytes,
+                PassDevice::Device => self.frozen_bytes,
             },
             trained_bytes,
             gradients_bytes: trained_bytes,

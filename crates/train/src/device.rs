@@ -82,8 +82,7 @@ impl DeviceSpec {
     pub(crate) fn pass(self) -> PassDevice {
         match self {
             DeviceSpec::Cpu => PassDevice::host(),
-            DeviceSpec::Cuda(_) => PassDevice::Device { tiles: true },
-            DeviceSpec::Wgpu(_) => PassDevice::Device { tiles: false },
+            DeviceSpec::Cuda(_) | DeviceSpec::Wgpu(_) => PassDevice::Device,
         }
     }
 

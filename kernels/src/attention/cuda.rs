@@ -3,19 +3,16 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use burn::backend::fusion::custom::TensorSpec;
-use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, Cube, DispatchDevice, backend_extension};
-use burn::tensor::{DType, Int, IntDType, Shape, Tensor};
-use burn_cubecl::CubeBackend;
+use burn::backend::DispatchDevice;
+use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::AttentionOptions;
+use super::cube::sums_shape;
 use crate::cuda::module::{Launch, Module};
 use crate::cuda::{Session, WORKSPACE_BYTES};
-use crate::gpu::operation::{Operation, Value, apply, input};
 
 const SOURCE: &str = include_str!("flash.cu");
 const MOST_HEAD_DIM: usize = 128;
@@ -27,18 +24,12 @@ const COLUMNS: u32 = 64;
 const WARP: u32 = 32;
 const BOUND_THREADS: u32 = 1024;
 
-/// Whether these kernels serve such tensors.
-pub(super) fn serves(query: &Tensor<4>, key: &Tensor<4>, options: &AttentionOptions) -> bool {
+/// Whether these kernels serve such queries, with keys and values of the same type.
+pub(super) fn serves(query: &Tensor<4>, options: &AttentionOptions) -> bool {
     let [batch, seq, heads, head_dim] = query.dims();
-    let same = key.dims()[1] == seq && key.dtype() == query.dtype();
     let half = matches!(query.dtype(), DType::BF16 | DType::F16);
     let scratch = Scratch::new(batch, seq, heads).bytes;
-    if crate::references()
-        || !same
-        || !half
-        || !head_dim.is_multiple_of(8)
-        || head_dim > MOST_HEAD_DIM
-        || scratch > WORKSPACE_BYTES
+    if !half || !head_dim.is_multiple_of(8) || head_dim > MOST_HEAD_DIM || scratch > WORKSPACE_BYTES
     {
         return false;
     }
@@ -52,185 +43,79 @@ pub(super) fn serves(query: &Tensor<4>, key: &Tensor<4>, options: &AttentionOpti
     module(&session, query.dtype(), head_dim, options).is_ok()
 }
 
-/// See [`attention`](crate::attention).
-pub(super) fn attention(
-    query: Tensor<4>,
-    key: Tensor<4>,
-    value: Tensor<4>,
-    segments: Tensor<2, Int>,
+/// The output, and the logarithm to base 2 of each row's sum.
+pub(super) fn forward(
+    query: CubeTensor,
+    key: CubeTensor,
+    value: CubeTensor,
+    segments: CubeTensor,
     options: &AttentionOptions,
-) -> Tensor<4> {
-    let segments = segments.cast(IntDType::I32);
-    let segments = match segments.device().is_autodiff() {
-        true => segments.inner(),
-        false => segments,
-    };
-    let attend = Attend {
-        segments,
-        options: *options,
-    };
-    apply(attend, [input(query), input(key), input(value)])
+) -> (CubeTensor, CubeTensor) {
+    let [query, key, value] = [query, key, value].map(readable);
+    let segments = into_contiguous(segments);
+    let output = like(&query, query.meta.shape().clone(), query.dtype);
+    let sums = like(&query, sums_shape(query.meta.shape()), DType::F32);
+    let tensors = [&query, &key, &value, &segments, &output, &sums];
+    submit(&tensors, options, |run, at| {
+        let mut arguments = run.arguments([&query, &key, &value, &output], [at[0], at[1], at[2]]);
+        arguments.output = at[4];
+        arguments.sums = at[5];
+        run.bounds(&mut arguments, at[3])?;
+        run.launch(
+            "attention_forward",
+            FORWARD_WARPS,
+            run.heads,
+            FORWARD_WARPS * 16 + 4 * COLUMNS,
+            &mut arguments,
+        )
+    });
+    (output, sums)
 }
 
-#[derive(Debug, Clone)]
-struct Attend {
-    segments: Tensor<2, Int>,
-    options: AttentionOptions,
-}
-
-impl Attend {
-    fn segments(&self) -> IntTensor<Cube> {
-        self.segments
-            .clone()
-            .try_into_primitive::<Cube>()
-            .expect("an integer tensor of this device outside autodiff")
-    }
-}
-
-impl Operation<3> for Attend {
-    fn forward(&self, [q, k, v]: [Value; 3], tracked: [bool; 3]) -> (Value, Vec<Value>) {
-        let (query, key, value) = (q.clone(), k.clone(), v.clone());
-        let (output, sums) =
-            Cube::tiled_attention(query, key, value, self.segments(), self.options);
-        let saved = match tracked.contains(&true) {
-            true => vec![q, k, v, output.clone(), sums],
-            false => vec![],
-        };
-        (output, saved)
-    }
-
-    fn backward(&self, saved: Vec<Value>, gradient: Value, _: [bool; 3]) -> [Option<Value>; 3] {
-        let [q, k, v, output, sums]: [Value; 5] = saved.try_into().expect("what forward kept");
-        let (dq, dk, dv) = Cube::tiled_attention_backward(
-            q,
-            k,
-            v,
-            self.segments(),
-            output,
-            sums,
-            gradient,
-            self.options,
-        );
-        [Some(dq), Some(dk), Some(dv)]
-    }
-}
-
-/// Attention as a backend computes it, without derivatives.
-#[backend_extension(Cube, Fusion)]
-pub trait TiledAttention: Backend {
-    /// The output, and of each row the logarithm to base 2 of the sum over its keys,
-    /// `[batch, heads, seq]`.
-    #[fusion(meta = |query, _, _, _, _| (query.clone(), sums_of(query)))]
-    fn tiled_attention(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        segments: IntTensor<Self>,
-        options: AttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// The gradients of query, key and value.
-    #[allow(clippy::too_many_arguments)]
-    #[fusion(meta = |query, key, value, _, _, _, _, _| (query.clone(), key.clone(), value.clone()))]
-    fn tiled_attention_backward(
-        query: FloatTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        segments: IntTensor<Self>,
-        output: FloatTensor<Self>,
-        sums: FloatTensor<Self>,
-        gradient: FloatTensor<Self>,
-        options: AttentionOptions,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-}
-
-fn sums_of(query: &TensorSpec) -> TensorSpec {
-    TensorSpec::new(sums_shape(&query.shape), DType::F32)
-}
-
-fn sums_shape(query: &Shape) -> Shape {
-    Shape::from(vec![query[0], query[2], query[1]])
-}
-
-impl TiledAttention for CubeBackend {
-    fn tiled_attention(
-        query: CubeTensor,
-        key: CubeTensor,
-        value: CubeTensor,
-        segments: CubeTensor,
-        options: AttentionOptions,
-    ) -> (CubeTensor, CubeTensor) {
-        let [query, key, value] = [query, key, value].map(readable);
-        let segments = into_contiguous(segments);
-        let output = like(&query, query.meta.shape().clone(), query.dtype);
-        let sums = like(&query, sums_shape(query.meta.shape()), DType::F32);
-        let tensors = [&query, &key, &value, &segments, &output, &sums];
-        submit(&tensors, &options, |run, at| {
-            let mut arguments =
-                run.arguments([&query, &key, &value, &output], [at[0], at[1], at[2]]);
-            arguments.output = at[4];
-            arguments.sums = at[5];
-            run.bounds(&mut arguments, at[3])?;
-            run.launch(
-                "attention_forward",
-                FORWARD_WARPS,
-                run.heads,
-                FORWARD_WARPS * 16 + 4 * COLUMNS,
-                &mut arguments,
-            )
-        });
-        (output, sums)
-    }
-
-    fn tiled_attention_backward(
-        query: CubeTensor,
-        key: CubeTensor,
-        value: CubeTensor,
-        segments: CubeTensor,
-        output: CubeTensor,
-        sums: CubeTensor,
-        gradient: CubeTensor,
-        options: AttentionOptions,
-    ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let [query, key, value] = [query, key, value].map(readable);
-        let [segments, output, sums, gradient] =
-            [segments, output, sums, gradient].map(into_contiguous);
-        let found = [&query, &key, &value]
-            .map(|tensor| like(tensor, tensor.meta.shape().clone(), tensor.dtype));
-        let [dq, dk, dv] = &found;
-        let tensors = [
-            &query, &key, &value, &segments, &output, &sums, &gradient, dq, dk, dv,
-        ];
-        submit(&tensors, &options, |run, at| {
-            let mut arguments =
-                run.arguments([&query, &key, &value, &output], [at[0], at[1], at[2]]);
-            arguments.output = at[4];
-            arguments.sums = at[5];
-            arguments.output_gradient = at[6];
-            arguments.gradients = [at[7], at[8], at[9]];
-            arguments.query_gradient_strides = Strides::of(dq);
-            arguments.key_gradient_strides = Strides::of(dk);
-            run.bounds(&mut arguments, at[3])?;
-            run.deltas(&mut arguments)?;
-            let rows = 2 * (BACKWARD_WARPS * 16) + 2 * COLUMNS;
-            run.launch(
-                "attention_query_gradient",
-                BACKWARD_WARPS,
-                run.heads,
-                rows,
-                &mut arguments,
-            )?;
-            run.launch(
-                "attention_key_value_gradient",
-                BACKWARD_WARPS,
-                run.kv_heads,
-                rows,
-                &mut arguments,
-            )
-        });
-        let [dq, dk, dv] = found;
-        (dq, dk, dv)
-    }
+/// The gradients of query, key and value.
+pub(super) fn backward(
+    inputs: [CubeTensor; 3],
+    segments: CubeTensor,
+    kept: [CubeTensor; 3],
+    options: &AttentionOptions,
+) -> (CubeTensor, CubeTensor, CubeTensor) {
+    let [query, key, value] = inputs.map(readable);
+    let segments = into_contiguous(segments);
+    let [output, sums, gradient] = kept.map(into_contiguous);
+    let found = [&query, &key, &value]
+        .map(|tensor| like(tensor, tensor.meta.shape().clone(), tensor.dtype));
+    let [dq, dk, dv] = &found;
+    let tensors = [
+        &query, &key, &value, &segments, &output, &sums, &gradient, dq, dk, dv,
+    ];
+    submit(&tensors, options, |run, at| {
+        let mut arguments = run.arguments([&query, &key, &value, &output], [at[0], at[1], at[2]]);
+        arguments.output = at[4];
+        arguments.sums = at[5];
+        arguments.output_gradient = at[6];
+        arguments.gradients = [at[7], at[8], at[9]];
+        arguments.query_gradient_strides = Strides::of(dq);
+        arguments.key_gradient_strides = Strides::of(dk);
+        run.bounds(&mut arguments, at[3])?;
+        run.deltas(&mut arguments)?;
+        let rows = 2 * (BACKWARD_WARPS * 16) + 2 * COLUMNS;
+        run.launch(
+            "attention_query_gradient",
+            BACKWARD_WARPS,
+            run.heads,
+            rows,
+            &mut arguments,
+        )?;
+        run.launch(
+            "attention_key_value_gradient",
+            BACKWARD_WARPS,
+            run.kv_heads,
+            rows,
+            &mut arguments,
+        )
+    });
+    let [dq, dk, dv] = found;
+    (dq, dk, dv)
 }
 
 fn like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {

@@ -1,11 +1,15 @@
 //! Attention over packed rows: block-diagonal by segment, causal or not, grouped-query heads,
-//! optional sliding window. Memory is linear in `seq` on the CPU, and on
-//! CUDA in bf16 and f16.
+//! optional sliding window. Memory is linear in `seq`, but for heads wider than 256 on a GPU, which
+//! are in plain operations.
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod portable;
 pub(crate) mod reference;
 
 use burn::tensor::{Int, Tensor};
@@ -47,9 +51,9 @@ pub fn attention(
     if crate::on_cpu(&query) {
         return cpu::dispatch(query, key, value, segments, options);
     }
-    #[cfg(feature = "cuda")]
-    if cuda::serves(&query, &key, options) {
-        return cuda::attention(query, key, value, segments, options);
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if cube::serves(&query, &key, &value) {
+        return cube::attention(query, key, value, segments, options);
     }
     reference::attention(query, key, value, segments, options)
 }

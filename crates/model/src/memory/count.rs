@@ -13,8 +13,8 @@ const PACKED_BYTES: u64 = 2 << 20;
 const CHUNKED_LOGITS: u64 = 1 << 24;
 /// Bytes of logits in f32 that the fused cross-entropy of a GPU holds at once.
 const DEVICE_LOGITS_BYTES: u64 = 256 << 20;
-/// The widest head of attention in tiles.
-const WIDEST_HEAD: u64 = 128;
+/// The widest head of which attention on a GPU is computed in tiles.
+const WIDEST_HEAD: u64 = 256;
 /// Queries that a thread of the attention kernel works on at once.
 const TILE: u64 = 64;
 
@@ -27,7 +27,7 @@ pub(super) struct Count<'a> {
 
 impl Count<'_> {
     fn on_device(&self) -> bool {
-        matches!(self.device, PassDevice::Device { .. })
+        self.device == PassDevice::Device
     }
 
     /// Whether the activations are bf16 and multiplied as such on the host.
@@ -41,16 +41,10 @@ impl Count<'_> {
         multiplies_halves && self.model.dtype == DType::BF16 && !self.model.quantized
     }
 
-    /// Whether attention is in plain operations: those of `calor_kernels` for a GPU take halves and
-    /// heads of whole 16 bytes.
+    /// Whether the heads are too wide for the kernels of attention on a GPU, which keep the output and a
+    /// sum a row. Plain operations keep the scores.
     fn plain_attention(&self) -> bool {
-        let PassDevice::Device { tiles } = self.device else {
-            return false;
-        };
-        let head_dim = self.model.head_dim;
-        let served =
-            self.model.element() < F32 && head_dim.is_multiple_of(8) && head_dim <= WIDEST_HEAD;
-        !(tiles && served)
+        self.on_device() && self.model.head_dim > WIDEST_HEAD
     }
 
     /// Positions that the part of a block behind attention computes.

@@ -412,7 +412,7 @@ fn a_device_holds_one_weight_dequantised_in_the_type_of_the_activations() {
             ..classifier(quantization, dtype)
         };
         let model = MemoryModel::new(&checkpoint, &options).unwrap();
-        let device = PassDevice::Device { tiles: false };
+        let device = PassDevice::Device;
         let memory = model.training(shape, Recompute::default(), device);
         memory.working_bytes
     };
