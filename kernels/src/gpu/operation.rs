@@ -12,6 +12,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Cube, TensorMetadata};
 use burn::tensor::Tensor;
 
+use crate::joint::{Joint, Results, join};
 use crate::profile::{self, Pass};
 
 type Tracking = Autodiff<Cube, NoCheckpointing>;
@@ -82,6 +83,55 @@ pub(crate) fn apply<Op: Operation<N>, const N: usize, const D: usize>(
     let name = profile::named(|| operation.name());
     let wait = waiting_for(name.map(|_| &inputs[0].value));
     profile::timed(name, Pass::Forward, wait, || run(operation, inputs))
+}
+
+/// As [`Operation`], with several results.
+pub(crate) trait JointOperation: Joint<Cube> {
+    /// What it is called in a profile.
+    fn name(&self) -> &'static str;
+}
+
+/// As [`apply`], with several results.
+pub(crate) fn apply_joint<Op: JointOperation, const D: usize>(
+    operation: Op,
+    inputs: Vec<Input>,
+) -> Vec<Tensor<D>> {
+    let name = profile::named(|| operation.name());
+    let wait = waiting_for(name.map(|_| &inputs[0].value));
+    profile::timed(name, Pass::Forward, wait, || {
+        if inputs.iter().all(|input| input.tracking.is_none()) {
+            let inputs = inputs.into_iter().map(|input| input.value).collect();
+            let (outputs, _) = operation.forward(inputs, false);
+            return outputs.into_iter().map(tensor).collect();
+        }
+        let tracking = |input: Input| input.tracking.unwrap_or_else(|| lift(input.value));
+        let inputs = inputs.into_iter().map(tracking).collect();
+        let outputs = join::<Cube, _>(Timed(operation), inputs).into_iter();
+        outputs.map(Tensor::from_primitive::<Tracking>).collect()
+    })
+}
+
+/// An operation whose backward pass a profile sees.
+#[derive(Debug, Clone)]
+struct Timed<Op>(Op);
+
+impl<Op: JointOperation> Joint<Cube> for Timed<Op> {
+    fn forward(&self, inputs: Vec<Value>, tracked: bool) -> Results<Value> {
+        self.0.forward(inputs, tracked)
+    }
+
+    fn backward(
+        &self,
+        saved: Vec<Value>,
+        gradients: Vec<Option<Value>>,
+        wanted: &[bool],
+    ) -> Vec<Option<Value>> {
+        let name = profile::named(|| self.0.name());
+        let any = gradients.iter().flatten().next();
+        let wait = waiting_for(any.filter(|_| name.is_some()));
+        let work = || self.0.backward(saved, gradients, wanted);
+        profile::timed(name, Pass::Backward, wait, work)
+    }
 }
 
 /// What waits for the device of a tensor.

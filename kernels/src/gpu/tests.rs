@@ -9,10 +9,10 @@ use burn::tensor::{DType, Device, DeviceType, Int, Tensor, TensorData};
 
 use crate::cpu::testing::random;
 use crate::{
-    AdamWTensor, AdamWUpdate, AttentionOptions, HostWeight, IGNORED_TARGET, Lora, Quantization,
-    QuantizedWeight, adamw, attention, dropout, geglu, geglu_tanh, gelu, gelu_tanh, global_norm,
-    layer_norm, linear_cross_entropy, lora_linear, matmul, quantized_linear, rms_norm, rotary,
-    swiglu,
+    AdamWTensor, AdamWUpdate, AttentionOptions, FrozenWeight, HostWeight, IGNORED_TARGET,
+    LinearPart, Lora, Norm, Quantization, QuantizedWeight, adamw, attention, dropout, geglu,
+    geglu_tanh, gelu, gelu_tanh, global_norm, layer_norm, linear_cross_entropy, lora_linear,
+    lora_linears, matmul, quantized_linear, residual_norm, rms_norm, rotary, swiglu,
 };
 
 /// Where an operation runs.
@@ -115,6 +115,8 @@ const CASES: &[Case] = &[
         let y = lora_linear(x.clone(), weight.clone(), Some(bias.clone()), Some(&lora));
         case!(side, y, x, weight, a, b, bias)
     }),
+    ("lora_linears", |side| linears(side, [0.0, 0.0])),
+    ("lora_linears, dropout", |side| linears(side, [0.0, 0.4])),
     ("dequantize, int8", |side| {
         dequantized(side, Quantization::Int8)
     }),
@@ -160,6 +162,11 @@ const CASES: &[Case] = &[
         );
         let y = layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5);
         case!(side, y, x, weight, bias)
+    }),
+    ("residual_norm", |side| residual(side, true, false)),
+    ("residual_norm, centred", |side| residual(side, true, true)),
+    ("residual_norm, nothing added", |side| {
+        residual(side, false, false)
     }),
     ("swiglu", |side| gated(side, swiglu)),
     ("geglu", |side| gated(side, geglu)),
@@ -314,6 +321,46 @@ fn quantized_lora(
     let lora = adapter(&a, &b, dropout);
     let y = quantized_linear(x.clone(), &weight, Some(bias.clone()), Some(&lora));
     case!(side, y, x, bias, a, b)
+}
+
+/// Both results, weighed differently.
+fn residual(side: &Side, added: bool, centred: bool) -> Found {
+    let (x, update) = (side.leaf([2, 9, 70], 1), side.leaf([2, 9, 70], 2));
+    let (weight, bias) = (side.leaf([70], 3), side.leaf([70], 4));
+    let norm = Norm {
+        weight: weight.clone(),
+        bias: centred.then(|| bias.clone()),
+        epsilon: 1e-5,
+    };
+    let (sum, normed) = residual_norm(x.clone(), added.then(|| update.clone()), norm);
+    let both = Tensor::cat(vec![sum, normed], 2);
+    match (added, centred) {
+        (true, true) => case!(side, both, x, update, weight, bias),
+        (true, false) => case!(side, both, x, update, weight),
+        _ => case!(side, both, x, weight),
+    }
+}
+
+/// A pair, none beside a bias, and another pair.
+fn linears(side: &Side, dropout: [f32; 2]) -> Found {
+    let x = side.leaf([2, 33, 48], 1);
+    let weights = [40, 24, 32].map(|outputs| side.leaf([outputs, 48], outputs as u64));
+    let bias = side.leaf([24], 2);
+    let (a, b) = (side.wide([8, 48], 3), side.wide([40, 8], 4));
+    let (a2, b2) = (side.wide([4, 48], 5), side.wide([32, 4], 6));
+    let part = |index: usize, lora: Option<Lora>| LinearPart {
+        weight: FrozenWeight::Dense(&weights[index]),
+        bias: (index == 1).then(|| bias.clone()),
+        lora,
+    };
+    let parts = vec![
+        part(0, Some(adapter(&a, &b, dropout[0]))),
+        part(1, None),
+        part(2, Some(adapter(&a2, &b2, dropout[1]))),
+    ];
+    let y = Tensor::cat(lora_linears(x.clone(), parts), 2);
+    let [w, w2, w3] = &weights;
+    case!(side, y, x, w, w2, w3, bias, a, b, a2, b2)
 }
 
 fn gated(side: &Side, function: fn(Tensor<3>, Tensor<3>) -> Tensor<3>) -> Found {

@@ -13,41 +13,32 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
-use super::Lora;
 use super::products::LoraProducts;
-use crate::gpu::operation::{Operation, Value, apply, input, tensor, value};
+use super::{FrozenWeight, LinearPart, Lora};
+use crate::gpu::operation::{
+    Input, JointOperation, Operation, Value, apply, apply_joint, input, tensor, value,
+};
 use crate::gpu::rows::vector_size;
-use crate::matmul::cube::product;
+use crate::joint::{Joint, Results};
+use crate::matmul::cube::{product, product_add};
 use crate::quantized::QuantizedWeight;
 
-pub(super) fn lora_linear(
-    x: Tensor<3>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-    lora: &Lora,
-) -> Tensor<3> {
-    let linear = Linear::new(Base::Dense, lora);
-    let (x, weight) = (input(x), input(weight));
-    let (a, b) = (input(lora.a.clone()), input(lora.b.clone()));
-    match bias {
-        None => apply(linear, [x, a, b, weight]),
-        Some(bias) => apply(linear, [x, a, b, weight, input(bias)]),
+/// Three at most, of which one at least has a pair.
+pub(super) fn linears(x: Tensor<3>, parts: Vec<LinearPart<'_>>) -> Vec<Tensor<3>> {
+    let linears = Linears(parts.iter().map(Linear::of).collect());
+    let mut inputs = vec![input(x)];
+    for part in parts {
+        inputs.extend(
+            part.lora
+                .into_iter()
+                .flat_map(|lora| -> [Input; 2] { [input(lora.a), input(lora.b)] }),
+        );
+        if let FrozenWeight::Dense(weight) = part.weight {
+            inputs.push(input(weight.clone()));
+        }
+        inputs.extend(part.bias.map(input));
     }
-}
-
-/// As [`lora_linear`] with a quantised weight, which the backward pass dequantises again.
-pub(crate) fn quantized(
-    x: Tensor<3>,
-    weight: &QuantizedWeight,
-    bias: Option<Tensor<1>>,
-    lora: &Lora,
-) -> Tensor<3> {
-    let linear = Linear::new(Base::Quantized(Box::new(weight.clone())), lora);
-    let (a, b) = (input(lora.a.clone()), input(lora.b.clone()));
-    match bias {
-        None => apply(linear, [input(x), a, b]),
-        Some(bias) => apply(linear, [input(x), a, b, input(bias)]),
-    }
+    apply_joint(linears, inputs)
 }
 
 /// The input with elements dropped, see [`dropout`](super::dropout).
@@ -79,10 +70,28 @@ impl Operation<1> for Dropout {
     }
 }
 
-/// Inputs in order: x, a, b, the weight if it is dense, and the bias if there is one.
+/// Inputs in order: x, then of each a and b if it has a pair, the weight if it is dense, and the bias if
+/// there is one.
+#[derive(Debug, Clone)]
+struct Linears(Vec<Linear>);
+
 #[derive(Debug, Clone)]
 struct Linear {
     base: Base,
+    biased: bool,
+    pair: Option<Pair>,
+}
+
+/// What x is multiplied with.
+#[derive(Debug, Clone)]
+enum Base {
+    /// One of the inputs.
+    Dense,
+    Quantized(Box<QuantizedWeight>),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pair {
     scaling: f32,
     dropout: f32,
     seed: u64,
@@ -90,18 +99,36 @@ struct Linear {
     dtypes: [DType; 2],
 }
 
-/// What x is multiplied with.
-#[derive(Debug, Clone)]
-enum Base {
-    /// The fourth input.
-    Dense,
-    Quantized(Box<QuantizedWeight>),
+impl Linear {
+    fn of(part: &LinearPart<'_>) -> Linear {
+        Linear {
+            base: match part.weight {
+                FrozenWeight::Dense(_) => Base::Dense,
+                FrozenWeight::Quantized(weight) => Base::Quantized(Box::new(weight.clone())),
+            },
+            biased: part.bias.is_some(),
+            pair: part.lora.as_ref().map(Pair::of),
+        }
+    }
+
+    /// Where the weight would stand among its inputs.
+    fn weight(&self) -> usize {
+        2 * usize::from(self.pair.is_some())
+    }
+
+    /// Where the bias would.
+    fn bias(&self) -> usize {
+        self.weight() + usize::from(matches!(self.base, Base::Dense))
+    }
+
+    fn inputs(&self) -> usize {
+        self.bias() + usize::from(self.biased)
+    }
 }
 
-impl Linear {
-    fn new(base: Base, lora: &Lora) -> Linear {
-        Linear {
-            base,
+impl Pair {
+    fn of(lora: &Lora) -> Pair {
+        Pair {
             scaling: lora.scaling,
             dropout: lora.dropout,
             seed: lora.dropout_seed,
@@ -116,118 +143,225 @@ impl Linear {
         }
         tensor(Cube::drop_elements(value(flat), self.dropout, self.seed))
     }
+}
 
-    /// Where the bias stands among the inputs.
-    fn bias(&self) -> usize {
-        match self.base {
-            Base::Dense => 4,
-            Base::Quantized(_) => 3,
-        }
+impl Linears {
+    /// The pairs whose `a` read all of x, if they are several.
+    fn shares_input(&self) -> bool {
+        let reads_all = |linear: &Linear| linear.pair.is_none_or(|pair| pair.dropout <= 0.0);
+        let pairs = self.0.iter().filter(|linear| linear.pair.is_some());
+        pairs.count() > 1 && self.0.iter().all(reads_all)
     }
 }
 
-impl<const N: usize> Operation<N> for Linear {
+impl JointOperation for Linears {
     fn name(&self) -> &'static str {
-        match self.base {
+        match self.0[0].base {
             Base::Dense => "lora_linear",
             Base::Quantized(_) => "quantized_linear",
         }
     }
+}
 
-    fn forward(&self, inputs: [Value; N], tracked: [bool; N]) -> (Value, Vec<Value>) {
+impl Joint<Cube> for Linears {
+    fn forward(&self, inputs: Vec<Value>, tracked: bool) -> Results<Value> {
         let mut inputs = inputs.into_iter();
-        let mut next = || inputs.next().expect("N inputs");
-        let (x, a, b) = (next(), next(), next());
-        let x = tensor::<3>(x);
+        let x = tensor::<3>(inputs.next().expect("x"));
         let [batch, seq, width] = x.dims();
         let flat = x.reshape([batch * seq, width]);
         let dtype = flat.dtype();
-        // Adapters are f32 whatever the activations are.
-        let (a, b) = (tensor::<2>(a).cast(dtype), tensor::<2>(b).cast(dtype));
-        let (weight, stored) = match &self.base {
-            Base::Dense => {
-                let weight = next();
-                (tensor::<2>(weight.clone()), Some(weight))
+        let own: Vec<Vec<Value>> = self
+            .0
+            .iter()
+            .map(|linear| inputs.by_ref().take(linear.inputs()).collect())
+            .collect();
+        let mut shared = self.shares_input().then(|| {
+            let pairs = self
+                .0
+                .iter()
+                .zip(&own)
+                .filter(|(linear, _)| linear.pair.is_some());
+            let every_a = pairs.map(|(_, own)| tensor::<2>(own[0].clone())).collect();
+            let every_a = Tensor::cat(every_a, 0).cast(dtype);
+            Shared {
+                low: product(flat.clone(), every_a.clone().transpose()),
+                every_a,
+                first: 0,
             }
-            Base::Quantized(weight) => (weight.dequantize(dtype), None),
+        });
+        let (mut outputs, mut saved) = (vec![], vec![flat.clone()]);
+        for (linear, own) in self.0.iter().zip(own) {
+            let weight = match &linear.base {
+                Base::Dense => tensor::<2>(own[linear.weight()].clone()),
+                Base::Quantized(weight) => weight.dequantize(dtype),
+            };
+            let mut output = match linear.pair {
+                None => product(flat.clone(), weight.clone().transpose()),
+                Some(pair) => {
+                    // Adapters are f32 whatever the activations are.
+                    let b = tensor::<2>(own[1].clone()).cast(dtype);
+                    let (output, a, low) = match &mut shared {
+                        Some(shared) => {
+                            let (a, low) = shared.next(tensor::<2>(own[0].clone()).dims()[0]);
+                            let output = Cube::lora_output(
+                                value(flat.clone()),
+                                value(low.clone()),
+                                value(weight.clone()),
+                                value(b.clone()),
+                                pair.scaling,
+                            );
+                            (tensor::<2>(output), a, low)
+                        }
+                        None => {
+                            let a = tensor::<2>(own[0].clone()).cast(dtype);
+                            let seen = pair.dropped(flat.clone());
+                            let (output, low) = Cube::lora_products(
+                                value(flat.clone()),
+                                value(seen),
+                                value(weight.clone()),
+                                value(a.clone()),
+                                value(b.clone()),
+                                pair.scaling,
+                            );
+                            (tensor::<2>(output), a, tensor::<2>(low))
+                        }
+                    };
+                    saved.extend([a, b, low]);
+                    output
+                }
+            };
+            if matches!(linear.base, Base::Dense) {
+                saved.push(weight);
+            }
+            if linear.biased {
+                let bias = tensor::<1>(own[linear.bias()].clone());
+                output = output + bias.unsqueeze::<2>();
+            }
+            let [_, width] = output.dims();
+            outputs.push(value(output.reshape([batch, seq, width])));
+        }
+        let saved = match tracked {
+            true => saved.into_iter().map(value).collect(),
+            false => vec![],
         };
-
-        let seen = self.dropped(flat.clone());
-        let (output, low) = Cube::lora_products(
-            value(flat.clone()),
-            value(seen),
-            value(weight),
-            value(a.clone()),
-            value(b.clone()),
-            self.scaling,
-        );
-        let (mut output, low) = (tensor::<2>(output), tensor::<2>(low));
-        if let Some(bias) = inputs.next() {
-            output = output + tensor::<1>(bias).unsqueeze::<2>();
-        }
-        let [_, outputs] = output.dims();
-        let mut saved = vec![];
-        if tracked.contains(&true) {
-            saved.extend([flat, a, b, low].map(value));
-            saved.extend(stored);
-        }
-        (value(output.reshape([batch, seq, outputs])), saved)
+        (outputs, saved)
     }
 
     fn backward(
         &self,
         saved: Vec<Value>,
-        gradient: Value,
-        wanted: [bool; N],
-    ) -> [Option<Value>; N] {
-        let mut saved = saved.into_iter();
-        let mut next = || tensor::<2>(saved.next().expect("what forward kept"));
-        let (flat, a, b, low) = (next(), next(), next(), next());
-        let gradient = tensor::<3>(gradient);
-        let [batch, seq, outputs] = gradient.dims();
-        let [tokens, width] = flat.dims();
-        let gradient = gradient.reshape([tokens, outputs]);
-
-        let mut found = [const { None }; N];
-        let seen = self.dropped(flat.clone());
-        let factors = (value(seen), value(low), value(a), value(b));
-        let (of_a, of_b) = if wanted[0] {
-            let weight = match &self.base {
-                Base::Dense => next(),
-                Base::Quantized(weight) => weight.dequantize(flat.dtype()),
+        gradients: Vec<Option<Value>>,
+        wanted: &[bool],
+    ) -> Vec<Option<Value>> {
+        let mut saved = saved.into_iter().map(tensor::<2>);
+        let mut next = || saved.next().expect("what forward kept");
+        let flat = next();
+        let mut found = vec![None; wanted.len()];
+        let mut of_input = None;
+        let mut dims = None;
+        let mut first = 1;
+        for (linear, gradient) in self.0.iter().zip(gradients) {
+            let pair = linear.pair.map(|_| [next(), next(), next()]);
+            let dense = matches!(linear.base, Base::Dense).then(&mut next);
+            let own = first..first + linear.inputs();
+            first = own.end;
+            let Some(gradient) = gradient else {
+                continue;
             };
-            let (seen, low, a, b) = factors;
-            let (gradient, weight) = (value(gradient.clone()), value(weight));
-            let (of_x, of_a, of_b) = match self.dropout > 0.0 {
-                false => Cube::lora_gradients(gradient, seen, low, weight, a, b, self.scaling),
+            let weight = || match (&linear.base, dense) {
+                (Base::Quantized(weight), _) => weight.dequantize(flat.dtype()),
+                (Base::Dense, Some(weight)) => weight,
+                (Base::Dense, None) => unreachable!("kept by the forward pass"),
+            };
+            let gradient = tensor::<3>(gradient);
+            let [batch, seq, outputs] = gradient.dims();
+            dims = Some([batch, seq, flat.dims()[1]]);
+            let gradient = gradient.reshape([batch * seq, outputs]);
+            let places = &wanted[own.clone()];
+            let results = &mut found[own];
+            if matches!(linear.base, Base::Dense) && places[linear.weight()] {
+                let of_weight = product(gradient.clone().transpose(), flat.clone());
+                results[linear.weight()] = Some(value(of_weight));
+            }
+            if linear.biased && places[linear.bias()] {
+                let dtype = gradient.dtype();
+                let sum = gradient
+                    .clone()
+                    .cast(DType::F32)
+                    .sum_dim(0)
+                    .reshape([outputs]);
+                results[linear.bias()] = Some(value(sum.cast(dtype)));
+            }
+            let (
+                Some(Pair {
+                    scaling,
+                    dropout,
+                    seed,
+                    dtypes,
+                }),
+                Some(factors),
+            ) = (linear.pair, pair)
+            else {
+                if wanted[0] {
+                    of_input = Some(match of_input {
+                        None => product(gradient, weight()),
+                        Some(sum) => product_add(gradient, weight(), sum, 1.0),
+                    });
+                }
+                continue;
+            };
+            let [a, b, low] = factors.map(value);
+            let seen = linear.pair.expect("just seen").dropped(flat.clone());
+            let (seen, gradient) = (value(seen), value(gradient));
+            let (of_a, of_b) = match wanted[0] {
+                false => Cube::lora_gradients_of_factors(gradient, seen, low, a, b, scaling),
                 true => {
-                    let (of_x, of_seen, of_a, of_b) =
-                        Cube::lora_gradients_apart(gradient, seen, low, weight, a, b, self.scaling);
-                    let of_x = Cube::add_dropped(of_x, of_seen, self.dropout, self.seed);
-                    (of_x, of_a, of_b)
+                    let weight = value(weight());
+                    let adds = of_input.is_some();
+                    // Where nothing is added, nothing is read of it.
+                    let addend = of_input.take().map_or_else(|| seen.clone(), value);
+                    let (of_x, of_a, of_b) = if dropout > 0.0 {
+                        let (of_x, of_seen, of_a, of_b) = Cube::lora_gradients_apart(
+                            gradient, seen, low, weight, a, b, addend, scaling, adds,
+                        );
+                        (Cube::add_dropped(of_x, of_seen, dropout, seed), of_a, of_b)
+                    } else {
+                        Cube::lora_gradients(
+                            gradient, seen, low, weight, a, b, addend, scaling, adds,
+                        )
+                    };
+                    of_input = Some(tensor::<2>(of_x));
+                    (of_a, of_b)
                 }
             };
-            found[0] = Some(value(tensor::<2>(of_x).reshape([batch, seq, width])));
-            (of_a, of_b)
-        } else {
-            let (seen, low, a, b) = factors;
-            Cube::lora_gradients_of_factors(value(gradient.clone()), seen, low, a, b, self.scaling)
-        };
-        for (index, factor) in [of_a, of_b].into_iter().enumerate() {
-            if wanted[1 + index] {
-                let factor = tensor::<2>(factor).cast(self.dtypes[index]);
-                found[1 + index] = Some(value(factor));
+            for (index, factor) in [of_a, of_b].into_iter().enumerate() {
+                if places[index] {
+                    let factor = tensor::<2>(factor).cast(dtypes[index]);
+                    results[index] = Some(value(factor));
+                }
             }
         }
-        if self.bias() > 3 && wanted[3] {
-            found[3] = Some(value(product(gradient.clone().transpose(), flat)));
-        }
-        if wanted.get(self.bias()) == Some(&true) {
-            let dtype = gradient.dtype();
-            let sum = gradient.cast(DType::F32).sum_dim(0).reshape([outputs]);
-            found[self.bias()] = Some(value(sum.cast(dtype)));
+        if let (Some(of_input), Some(dims)) = (of_input, dims) {
+            found[0] = Some(value(of_input.reshape(dims)));
         }
         found
+    }
+}
+
+/// Every `a` below the other, what they make of x, and which row comes next.
+struct Shared {
+    every_a: Tensor<2>,
+    low: Tensor<2>,
+    first: usize,
+}
+
+impl Shared {
+    /// `a` of the next pair, and what it makes of x.
+    fn next(&mut self, rank: usize) -> (Tensor<2>, Tensor<2>) {
+        let first = self.first;
+        self.first += rank;
+        let a = self.every_a.clone().narrow(0, first, rank);
+        (a, self.low.clone().narrow(1, first, rank))
     }
 }
 

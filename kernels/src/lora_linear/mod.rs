@@ -48,8 +48,8 @@ pub fn lora_linear(
         return one(input, FrozenWeight::Dense(&weight), bias, lora);
     }
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
-    if let Some(lora) = lora.filter(|_| crate::gpu::serves(&input)) {
-        return cube::lora_linear(input, weight, bias, lora);
+    if lora.is_some() && crate::gpu::serves(&input) {
+        return one(input, FrozenWeight::Dense(&weight), bias, lora);
     }
     let mask = lora.and_then(|lora| mask(&input, lora));
     reference::lora_linear(input, weight, bias, lora, mask)
@@ -80,9 +80,8 @@ pub enum FrozenWeight<'a> {
 /// - input: `[batch, seq, in]`
 /// - returns: `[batch, seq, out]` of each part
 pub fn lora_linears(input: Tensor<3>, parts: Vec<LinearPart<'_>>) -> Vec<Tensor<3>> {
-    #[cfg(feature = "cpu")]
-    if crate::on_cpu(&input) && parts.len() <= MOST_PARTS {
-        return cpu::dispatch(input, parts);
+    if parts.len() <= MOST_PARTS && serves(&input, &parts) {
+        return dispatch(input, parts);
     }
     let one = |part: LinearPart<'_>| {
         let (input, lora) = (input.clone(), part.lora.as_ref());
@@ -95,11 +94,33 @@ pub fn lora_linears(input: Tensor<3>, parts: Vec<LinearPart<'_>>) -> Vec<Tensor<
 }
 
 /// What one operation takes.
-#[cfg(feature = "cpu")]
 const MOST_PARTS: usize = 3;
 
-/// [`lora_linears`] of one part on the CPU.
-#[cfg(feature = "cpu")]
+/// Whether there is a kernel for such parts: on a GPU, plain linears are plain products.
+fn serves(input: &Tensor<3>, parts: &[LinearPart<'_>]) -> bool {
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(input) {
+        return parts.iter().any(|part| part.lora.is_some());
+    }
+    let _ = parts;
+    crate::on_cpu(input)
+}
+
+/// Of parts that [`serves`] takes.
+fn dispatch(input: Tensor<3>, parts: Vec<LinearPart<'_>>) -> Vec<Tensor<3>> {
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&input) {
+        return cube::linears(input, parts);
+    }
+    #[cfg(feature = "cpu")]
+    if crate::on_cpu(&input) {
+        return cpu::dispatch(input, parts);
+    }
+    unreachable!("{} parts on {:?}", parts.len(), input.device())
+}
+
+/// Likewise, of one part.
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
 pub(crate) fn one(
     input: Tensor<3>,
     weight: FrozenWeight<'_>,
@@ -108,7 +129,7 @@ pub(crate) fn one(
 ) -> Tensor<3> {
     let lora = lora.cloned();
     let part = LinearPart { weight, bias, lora };
-    let mut found = cpu::dispatch(input, vec![part]);
+    let mut found = dispatch(input, vec![part]);
     found.pop().expect("a result a part")
 }
 

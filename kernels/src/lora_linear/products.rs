@@ -29,6 +29,16 @@ pub trait LoraProducts: Backend {
         scaling: f32,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
+    /// `x Wᵀ + scaling · low Bᵀ`, where `low` is there already.
+    #[fusion(meta = |x, _, weight, _, _| spec(x, 0, weight, 0))]
+    fn lora_output(
+        x: FloatTensor<Self>,
+        low: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scaling: f32,
+    ) -> FloatTensor<Self>;
+
     /// The gradients of a and b, in f32.
     #[fusion(meta = |_, _, _, a, b, _| (wide(a), wide(b)))]
     fn lora_gradients_of_factors(
@@ -40,9 +50,10 @@ pub trait LoraProducts: Backend {
         scaling: f32,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// The gradients of x, where nothing is dropped, of a and of b.
+    /// The gradients of x, where nothing is dropped, of a and of b. That of x is added to `addend`, its
+    /// gradient from elsewhere, where there is one: where `adds`.
     #[allow(clippy::too_many_arguments)]
-    #[fusion(meta = |_, seen, _, _, a, b, _| (seen.clone(), wide(a), wide(b)))]
+    #[fusion(meta = |_, seen, _, _, a, b, _, _, _| (seen.clone(), wide(a), wide(b)))]
     fn lora_gradients(
         gradient: FloatTensor<Self>,
         seen: FloatTensor<Self>,
@@ -50,12 +61,14 @@ pub trait LoraProducts: Backend {
         weight: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
         scaling: f32,
+        adds: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
-    /// The gradients of x through the base and of `seen`, of a and of b.
+    /// The gradients of x through the base, added likewise, and of `seen`, of a and of b.
     #[allow(clippy::too_many_arguments)]
-    #[fusion(meta = |_, seen, _, _, a, b, _| (seen.clone(), seen.clone(), wide(a), wide(b)))]
+    #[fusion(meta = |_, seen, _, _, a, b, _, _, _| (seen.clone(), seen.clone(), wide(a), wide(b)))]
     fn lora_gradients_apart(
         gradient: FloatTensor<Self>,
         seen: FloatTensor<Self>,
@@ -63,7 +76,9 @@ pub trait LoraProducts: Backend {
         weight: FloatTensor<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
         scaling: f32,
+        adds: bool,
     ) -> (
         FloatTensor<Self>,
         FloatTensor<Self>,
@@ -110,6 +125,29 @@ impl LoraProducts for CubeBackend {
         (Self::product_add(low.clone(), b, output, scaling), low)
     }
 
+    fn lora_output(
+        x: CubeTensor,
+        low: CubeTensor,
+        weight: CubeTensor,
+        b: CubeTensor,
+        scaling: f32,
+    ) -> CubeTensor {
+        let [weight, b] = [weight, b].map(transposed);
+        #[cfg(feature = "cuda")]
+        if let Some(session) = session(&x) {
+            let output = empty(&x, [rows(&x), columns(&weight)], x.dtype);
+            let products = [
+                product(&x, &weight, &output),
+                added(&low, &b, &output, scaling),
+            ];
+            if crate::cuda::product::submit(&session, &products) {
+                return output;
+            }
+        }
+        let output = Self::matrix_product(x, weight);
+        Self::product_add(low, b, output, scaling)
+    }
+
     fn lora_gradients_of_factors(
         gradient: CubeTensor,
         seen: CubeTensor,
@@ -118,7 +156,7 @@ impl LoraProducts for CubeBackend {
         b: CubeTensor,
         scaling: f32,
     ) -> (CubeTensor, CubeTensor) {
-        let found = gradients(gradient, seen, low, None, a, b, scaling, Of::Factors);
+        let found = gradients(gradient, seen, low, None, a, b, None, scaling, Of::Factors);
         let [of_a, of_b]: [CubeTensor; 2] = found.try_into().expect("two gradients");
         (of_a, of_b)
     }
@@ -130,9 +168,22 @@ impl LoraProducts for CubeBackend {
         weight: CubeTensor,
         a: CubeTensor,
         b: CubeTensor,
+        addend: CubeTensor,
         scaling: f32,
+        adds: bool,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let found = gradients(gradient, seen, low, Some(weight), a, b, scaling, Of::Input);
+        let (weight, addend) = (Some(weight), adds.then_some(addend));
+        let found = gradients(
+            gradient,
+            seen,
+            low,
+            weight,
+            a,
+            b,
+            addend,
+            scaling,
+            Of::Input,
+        );
         let [of_a, of_b, of_x]: [CubeTensor; 3] = found.try_into().expect("three gradients");
         (of_x, of_a, of_b)
     }
@@ -144,15 +195,19 @@ impl LoraProducts for CubeBackend {
         weight: CubeTensor,
         a: CubeTensor,
         b: CubeTensor,
+        addend: CubeTensor,
         scaling: f32,
+        adds: bool,
     ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
+        let (weight, addend) = (Some(weight), adds.then_some(addend));
         let found = gradients(
             gradient,
             seen,
             low,
-            Some(weight),
+            weight,
             a,
             b,
+            addend,
             scaling,
             Of::InputApart,
         );
@@ -170,7 +225,7 @@ enum Of {
     InputApart,
 }
 
-/// Of a and b in f32, then those of `of`.
+/// Of a and b in f32, then those of `of`, the first of them added to `addend`.
 #[allow(clippy::too_many_arguments)]
 fn gradients(
     gradient: CubeTensor,
@@ -179,6 +234,7 @@ fn gradients(
     weight: Option<CubeTensor>,
     a: CubeTensor,
     b: CubeTensor,
+    addend: Option<CubeTensor>,
     scaling: f32,
     of: Of,
 ) -> Vec<CubeTensor> {
@@ -204,7 +260,10 @@ fn gradients(
             product(&of_low_across, &seen, &of_a),
         ];
         if let (Some(weight), Some(of_x)) = (&weight, of_inputs.first()) {
-            products.push(product(&gradient, weight, of_x));
+            products.push(Product {
+                addend: addend.as_ref(),
+                ..product(&gradient, weight, of_x)
+            });
             products.push(match of_inputs.get(1) {
                 Some(of_seen) => product(&of_low, &a, of_seen),
                 None => added(&of_low, &a, of_x, 1.0),
@@ -221,7 +280,10 @@ fn gradients(
     let of_b = This::wide_product(across, low, scaling);
     let mut found = vec![of_a, of_b];
     if let Some(weight) = weight.filter(|_| of != Of::Factors) {
-        let of_x = This::matrix_product(gradient, weight);
+        let of_x = match addend {
+            Some(addend) => This::product_add(gradient, weight, addend, 1.0),
+            None => This::matrix_product(gradient, weight),
+        };
         match of {
             Of::InputApart => found.extend([of_x, This::matrix_product(of_low, a)]),
             _ => found.push(This::product_add(of_low, a, of_x, 1.0)),
@@ -245,7 +307,7 @@ mod native {
 
     use super::*;
     use crate::cuda::Session;
-    use crate::cuda::product::Product;
+    pub(super) use crate::cuda::product::Product;
 
     pub(super) fn session(tensor: &CubeTensor) -> Option<Arc<Session>> {
         Session::of(&tensor.device)?.ok()

@@ -30,6 +30,21 @@ pub(crate) fn product<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<
     tensor(Cube::matrix_product(value(lhs), value(rhs)))
 }
 
+/// `addend + alpha · lhs · rhs`; of tensors outside autodiff.
+pub(crate) fn product_add(
+    lhs: Tensor<2>,
+    rhs: Tensor<2>,
+    addend: Tensor<2>,
+    alpha: f32,
+) -> Tensor<2> {
+    tensor(Cube::product_add(
+        value(lhs),
+        value(rhs),
+        value(addend),
+        alpha,
+    ))
+}
+
 /// `alpha · lhs · rhs` as f32, whatever the operands' type; of tensors outside autodiff.
 pub(crate) fn wide_product(lhs: Tensor<2>, rhs: Tensor<2>, alpha: f32) -> Tensor<2> {
     tensor(Cube::wide_product(value(lhs), value(rhs), alpha))

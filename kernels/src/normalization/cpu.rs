@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor, bf16};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::Norm;
+use super::{Form, Norm};
 use crate::cpu::elementary::{block_rows, dot, filled_beside, map_rows, map_rows2, vectorized};
 use crate::cpu::operation::{JointOperation, apply_joint, dims, input, owned, tensor, values};
 use crate::joint::Results;
@@ -52,17 +52,6 @@ fn apply<const D: usize>(
     inputs.push(input(norm.weight));
     inputs.extend(norm.bias.map(input));
     apply_joint(operation, inputs)
-}
-
-/// What is normalised, and what else comes of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Form {
-    /// The first input; only its norm.
-    Alone,
-    /// The first input; that itself, and its norm.
-    Forked,
-    /// The sum of the first two; that, and its norm.
-    Added,
 }
 
 /// Inputs in order: x, what is added to it if something is, the weight, the bias if it is centred.

@@ -1,41 +1,68 @@
-//! The norms on a GPU: only the input is kept, and statistics and derivative are computed from it in
-//! f32. The gradient of a weight, which is seldom trained, is in plain tensor operations.
+//! The norms on a GPU: only what is normalised is kept, and statistics and derivative are computed from
+//! it in f32. A sum is normalised where it is made, and what else it is used for adds its gradient in the
+//! same pass. The gradient of a weight, which is seldom trained, is in plain tensor operations.
 
 use burn::backend::Cube;
 use burn::tensor::{DType, Tensor};
 
 use super::rows::NormRows;
-use crate::gpu::operation::{Operation, Value, apply, input, tensor, value};
+use super::{Form, Norm};
+use crate::gpu::operation::{JointOperation, Value, apply_joint, input, tensor, value};
+use crate::joint::{Joint, Results};
 
-pub(super) fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
-    let norm = Norm::<D> {
-        epsilon,
-        centred: false,
-    };
-    apply(norm, [input(x), input(weight)])
+/// The norm of `x`.
+pub(super) fn norm<const D: usize>(x: Tensor<D>, norm: Norm) -> Tensor<D> {
+    apply(Form::Alone, x, None, norm).remove(0)
 }
 
-pub(super) fn layer_norm<const D: usize>(
+/// The sum, or `x`, and the norm of it.
+pub(super) fn residual_norm<const D: usize>(
     x: Tensor<D>,
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    epsilon: f64,
-) -> Tensor<D> {
-    let norm = Norm::<D> {
-        epsilon,
-        centred: true,
+    update: Option<Tensor<D>>,
+    norm: Norm,
+) -> (Tensor<D>, Tensor<D>) {
+    let form = match update {
+        Some(_) => Form::Added,
+        None => Form::Forked,
     };
-    apply(norm, [input(x), input(weight), input(bias)])
+    let found = apply(form, x, update, norm);
+    let [sum, normed] = found.try_into().expect("a sum and its norm");
+    (sum, normed)
 }
 
-/// Inputs in order: x, weight, and the bias where the mean is taken out.
+fn apply<const D: usize>(
+    form: Form,
+    x: Tensor<D>,
+    update: Option<Tensor<D>>,
+    norm: Norm,
+) -> Vec<Tensor<D>> {
+    let operation = RowNorm::<D> {
+        form,
+        epsilon: norm.epsilon,
+        centred: norm.bias.is_some(),
+    };
+    let mut inputs = vec![input(x)];
+    inputs.extend(update.map(input));
+    inputs.push(input(norm.weight));
+    inputs.extend(norm.bias.map(input));
+    apply_joint(operation, inputs)
+}
+
+/// Inputs in order: x, what is added to it if something is, the weight, the bias if the mean is taken
+/// out.
 #[derive(Debug, Clone, Copy)]
-struct Norm<const D: usize> {
+struct RowNorm<const D: usize> {
+    form: Form,
     epsilon: f64,
     centred: bool,
 }
 
-impl<const D: usize> Norm<D> {
+impl<const D: usize> RowNorm<D> {
+    /// Where the weight stands among the inputs.
+    fn weight(&self) -> usize {
+        1 + usize::from(self.form == Form::Added)
+    }
+
     /// x of mean square 1.
     fn normalized(&self, x: Tensor<D>) -> Tensor<D> {
         let mut x = x.cast(DType::F32);
@@ -47,20 +74,50 @@ impl<const D: usize> Norm<D> {
             .recip();
         x * factor
     }
+
+    /// The gradient of what is normalised: through the norm, and beside it.
+    fn of_input(
+        &self,
+        x: Value,
+        weight: Value,
+        through: Option<Value>,
+        beside: Option<Value>,
+    ) -> Option<Value> {
+        let Some(through) = through else {
+            return beside;
+        };
+        let adds = beside.is_some();
+        // Where nothing is added, nothing is read of it.
+        let addend = beside.unwrap_or_else(|| through.clone());
+        let epsilon = self.epsilon as f32;
+        Some(Cube::norm_rows_backward(
+            x,
+            weight,
+            through,
+            addend,
+            epsilon,
+            self.centred,
+            adds,
+        ))
+    }
 }
 
-impl<const D: usize, const N: usize> Operation<N> for Norm<D> {
+impl<const D: usize> JointOperation for RowNorm<D> {
     fn name(&self) -> &'static str {
         match self.centred {
             true => "layer_norm",
             false => "rms_norm",
         }
     }
+}
 
-    fn forward(&self, inputs: [Value; N], tracked: [bool; N]) -> (Value, Vec<Value>) {
+impl<const D: usize> Joint<Cube> for RowNorm<D> {
+    fn forward(&self, inputs: Vec<Value>, tracked: bool) -> Results<Value> {
         let mut inputs = inputs.into_iter();
-        let mut next = || inputs.next().expect("N inputs");
-        let (x, weight) = (next(), next());
+        let mut next = || inputs.next().expect("all inputs");
+        let x = next();
+        let update = (self.form == Form::Added).then(&mut next);
+        let weight = next();
         // Without a mean to take out there is no bias, and nothing is read of it.
         let bias = match self.centred {
             true => {
@@ -69,49 +126,67 @@ impl<const D: usize, const N: usize> Operation<N> for Norm<D> {
             }
             false => weight.clone(),
         };
-        let epsilon = self.epsilon as f32;
-        let output = Cube::norm_rows(x.clone(), weight.clone(), bias, epsilon, self.centred);
-        let saved = match tracked.contains(&true) {
-            true => vec![x, weight],
+        let (epsilon, centred) = (self.epsilon as f32, self.centred);
+        let (input, results) = match update {
+            Some(update) => {
+                let weight = weight.clone();
+                let (sum, normed) =
+                    Cube::residual_norm_rows(x, update, weight, bias, epsilon, centred);
+                (sum.clone(), vec![sum, normed])
+            }
+            None => {
+                let normed = Cube::norm_rows(x.clone(), weight.clone(), bias, epsilon, centred);
+                match self.form {
+                    Form::Alone => (x, vec![normed]),
+                    _ => (x.clone(), vec![x, normed]),
+                }
+            }
+        };
+        let saved = match tracked {
+            true => vec![input, weight],
             false => vec![],
         };
-        (output, saved)
+        (results, saved)
     }
 
     fn backward(
         &self,
         saved: Vec<Value>,
-        gradient: Value,
-        wanted: [bool; N],
-    ) -> [Option<Value>; N] {
+        mut gradients: Vec<Option<Value>>,
+        wanted: &[bool],
+    ) -> Vec<Option<Value>> {
         let [x, weight]: [Value; 2] = saved.try_into().expect("what forward kept");
-        let mut found = [const { None }; N];
-        if wanted[0] {
-            let (x, weight, gradient) = (x.clone(), weight.clone(), gradient.clone());
-            let epsilon = self.epsilon as f32;
-            let of_x = Cube::norm_rows_backward(x, weight, gradient, epsilon, self.centred);
-            found[0] = Some(of_x);
+        let mut found = vec![None; wanted.len()];
+        let through = gradients.pop().flatten();
+        let beside = gradients.pop().flatten();
+        let (inputs, parameters) = wanted.split_at(self.weight());
+        if let Some(gradient) = &through
+            && parameters.contains(&true)
+        {
+            let weight_dtype = tensor::<1>(weight.clone()).dtype();
+            let gradient = tensor::<D>(gradient.clone()).cast(DType::F32);
+            let normalized = self.normalized(tensor::<D>(x.clone()));
+            let columns = normalized.dims()[D - 1];
+            let rows = normalized.dims().iter().product::<usize>() / columns;
+            let summed = |tensor: Tensor<D>| {
+                let sum = tensor
+                    .reshape([rows, columns])
+                    .sum_dim(0)
+                    .reshape([columns]);
+                value::<1>(sum.cast(weight_dtype))
+            };
+            if parameters[0] {
+                found[self.weight()] = Some(summed(gradient.clone() * normalized));
+            }
+            if parameters.get(1) == Some(&true) {
+                found[self.weight() + 1] = Some(summed(gradient));
+            }
         }
-        if !wanted[1..].contains(&true) {
-            return found;
-        }
-        let weight_dtype = tensor::<1>(weight).dtype();
-        let gradient = tensor::<D>(gradient).cast(DType::F32);
-        let normalized = self.normalized(tensor::<D>(x));
-        let columns = normalized.dims()[D - 1];
-        let rows = normalized.dims().iter().product::<usize>() / columns;
-        let summed = |tensor: Tensor<D>| {
-            let sum = tensor
-                .reshape([rows, columns])
-                .sum_dim(0)
-                .reshape([columns]);
-            value::<1>(sum.cast(weight_dtype))
-        };
-        if wanted[1] {
-            found[1] = Some(summed(gradient.clone() * normalized.clone()));
-        }
-        if wanted.get(2) == Some(&true) {
-            found[2] = Some(summed(gradient.clone()));
+        if inputs.contains(&true) {
+            let of_input = self.of_input(x, weight, through, beside);
+            for place in &mut found[..self.weight()] {
+                *place = of_input.clone();
+            }
         }
         found
     }

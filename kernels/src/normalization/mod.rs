@@ -26,21 +26,13 @@ pub struct Norm {
 /// # Shapes
 /// - input: `[…, hidden]`, weight: `[hidden]`, returns `[…, hidden]`
 pub fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
-    #[cfg(feature = "cpu")]
-    if crate::on_cpu(&input) {
-        let bias = None;
-        let norm = Norm {
-            weight,
-            bias,
-            epsilon,
-        };
-        return cpu::norm(input, norm);
+    let bias = None;
+    Norm {
+        weight,
+        bias,
+        epsilon,
     }
-    #[cfg(any(feature = "cuda", feature = "wgpu"))]
-    if crate::gpu::serves(&input) {
-        return cube::rms_norm(input, weight, epsilon);
-    }
-    reference::rms_norm(input, weight, epsilon)
+    .of(input)
 }
 
 /// `(x − mean(x)) / √(var(x) + ε) · weight + bias`, with the biased variance (Ba et al. 2016).
@@ -53,21 +45,13 @@ pub fn layer_norm<const D: usize>(
     bias: Tensor<1>,
     epsilon: f64,
 ) -> Tensor<D> {
-    #[cfg(feature = "cpu")]
-    if crate::on_cpu(&input) {
-        let bias = Some(bias);
-        let norm = Norm {
-            weight,
-            bias,
-            epsilon,
-        };
-        return cpu::norm(input, norm);
+    let bias = Some(bias);
+    Norm {
+        weight,
+        bias,
+        epsilon,
     }
-    #[cfg(any(feature = "cuda", feature = "wgpu"))]
-    if crate::gpu::serves(&input) {
-        return cube::layer_norm(input, weight, bias, epsilon);
-    }
-    reference::layer_norm(input, weight, bias, epsilon)
+    .of(input)
 }
 
 /// `x + update`, and its norm: what a block adds to the residual stream, and what the next one reads of
@@ -84,15 +68,44 @@ pub fn residual_norm<const D: usize>(
     if crate::on_cpu(&x) && cpu::rounds(x.dtype()) {
         return cpu::residual_norm(x, update, norm);
     }
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&x) {
+        return cube::residual_norm(x, update, norm);
+    }
     let sum = match update {
         Some(update) => x + update,
         None => x,
     };
-    let normed = match norm.bias {
-        Some(bias) => layer_norm(sum.clone(), norm.weight, bias, norm.epsilon),
-        None => rms_norm(sum.clone(), norm.weight, norm.epsilon),
-    };
-    (sum, normed)
+    (sum.clone(), norm.of(sum))
+}
+
+impl Norm {
+    fn of<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
+        #[cfg(feature = "cpu")]
+        if crate::on_cpu(&input) {
+            return cpu::norm(input, self);
+        }
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        if crate::gpu::serves(&input) {
+            return cube::norm(input, self);
+        }
+        match self.bias {
+            Some(bias) => reference::layer_norm(input, self.weight, bias, self.epsilon),
+            None => reference::rms_norm(input, self.weight, self.epsilon),
+        }
+    }
+}
+
+/// What is normalised, and what else comes of it.
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Form {
+    /// The first input; only its norm.
+    Alone,
+    /// The first input; that itself, and its norm.
+    Forked,
+    /// The sum of the first two; that, and its norm.
+    Added,
 }
 
 #[cfg(all(test, feature = "cpu"))]

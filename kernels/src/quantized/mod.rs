@@ -17,9 +17,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 pub use host::{BlockScales, HostWeight, NF4, Quantization};
 
-#[cfg(feature = "cpu")]
-use crate::lora_linear::FrozenWeight;
-use crate::lora_linear::{self, Lora};
+use crate::lora_linear::{self, FrozenWeight, Lora};
 
 /// A quantised matrix on a device, outside autodiff. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -211,8 +209,8 @@ pub fn quantized_linear(
         return lora_linear::one(input, FrozenWeight::Quantized(weight), bias, lora);
     }
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
-    if let Some(lora) = lora {
-        return lora_linear::cube::quantized(input, weight, bias, lora);
+    if lora.is_some() && crate::gpu::serves(&input) {
+        return lora_linear::one(input, FrozenWeight::Quantized(weight), bias, lora);
     }
     // Every device that this build can open has a kernel for that.
     assert!(lora.is_none(), "a LoRA on a device without a kernel for it");
