@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use calor_kernels::{
-    AdamWTensor, AdamWUpdate, AttentionOptions, HostWeight, Lora, Quantization, QuantizedWeight,
-    reference,
+    AdamWTensor, AdamWUpdate, AttentionOptions, FrozenWeight, HostWeight, LinearPart, Lora, Norm,
+    Quantization, QuantizedWeight, reference,
 };
 
 /// Live bytes, and the most there were.
@@ -162,6 +162,38 @@ fn linears(dtype: DType, found: &mut Vec<(&'static str, Peaks)>) {
         };
         found.push((name, [measured(&kernel), measured(&plain)]));
     }
+    for (name, widths) in [
+        (
+            "lora_linears, q/k/v",
+            vec![HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM],
+        ),
+        ("lora_linears, gate/up", vec![INTERMEDIATE; 2]),
+    ] {
+        let x = leaf([BATCH, SEQ, HIDDEN], dtype);
+        let weights: Vec<Tensor<2>> = widths
+            .iter()
+            .map(|outputs| random([*outputs, HIDDEN], dtype))
+            .collect();
+        let pairs: Vec<Lora> = widths
+            .iter()
+            .map(|outputs| lora(HIDDEN, *outputs))
+            .collect();
+        let run = |linears: fn(Tensor<3>, Vec<LinearPart<'_>>) -> Vec<Tensor<3>>| {
+            let part = |(weight, lora): (_, &Lora)| LinearPart {
+                weight: FrozenWeight::Dense(weight),
+                bias: None,
+                lora: Some(lora.clone()),
+            };
+            let parts = weights.iter().zip(&pairs).map(part).collect();
+            let sums = linears(x.clone(), parts).into_iter().map(Tensor::sum);
+            backward(sums.reduce(|sum, next| sum + next).expect("several"));
+        };
+        let peaks = [
+            measured(&|| run(calor_kernels::lora_linears)),
+            measured(&|| run(reference::lora_linears)),
+        ];
+        found.push((name, peaks));
+    }
     for (name, quantization) in [
         ("quantized_linear, int8, to 1,536", Quantization::Int8),
         (
@@ -251,6 +283,22 @@ fn elementwise(dtype: DType, found: &mut Vec<(&'static str, Peaks)>) {
     }
     operation!(rms_norm, states, weight, 1e-5);
     operation!(layer_norm, states, weight, bias, 1e-5);
+    let update = leaf([BATCH, SEQ, HIDDEN], dtype);
+    type Residual = fn(Tensor<3>, Option<Tensor<3>>, Norm) -> (Tensor<3>, Tensor<3>);
+    let run = |residual_norm: Residual| {
+        let norm = Norm {
+            weight: weight.clone(),
+            bias: None,
+            epsilon: 1e-5,
+        };
+        let (sum, normed) = residual_norm(states.clone(), Some(update.clone()), norm);
+        backward(sum + normed);
+    };
+    let peaks = [
+        measured(&|| run(calor_kernels::residual_norm)),
+        measured(&|| run(reference::residual_norm)),
+    ];
+    found.push(("residual_norm", peaks));
     operation!(swiglu, gate, up);
     operation!(geglu, gate, up);
     operation!(gelu, gate);

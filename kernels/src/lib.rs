@@ -61,9 +61,9 @@ pub mod reference {
     pub use crate::attention::reference::{attention, soft_cap, spread_heads};
     pub use crate::cross_entropy::reference::linear_cross_entropy;
     pub use crate::global_norm::reference::global_norm;
-    pub use crate::lora_linear::reference::lora_linear;
+    pub use crate::lora_linear::reference::{lora_linear, lora_linears};
     pub use crate::masked_softmax::reference::masked_softmax;
-    pub use crate::normalization::reference::{layer_norm, rms_norm};
+    pub use crate::normalization::reference::{layer_norm, residual_norm, rms_norm};
     pub use crate::quantized::reference::{dequantize, quantized_linear};
     pub use crate::rotary::reference::rotary;
 }

@@ -5,8 +5,8 @@
 
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use calor_kernels::{
-    AttentionOptions, HostWeight, Lora, Quantization, QuantizedWeight, dropout_keeps, profile,
-    reference, use_references,
+    AttentionOptions, FrozenWeight, HostWeight, LinearPart, Lora, Norm, Quantization,
+    QuantizedWeight, dropout_keeps, profile, reference, use_references,
 };
 
 fn device() -> Device {
@@ -66,7 +66,34 @@ fn pairs(dtype: DType) -> Vec<(&'static str, TensorData, TensorData)> {
             )
         };
     }
+    let norm = Norm {
+        weight: weight.clone(),
+        bias: None,
+        epsilon: 1e-5,
+    };
+    let part = || LinearPart {
+        weight: FrozenWeight::Dense(&wide),
+        bias: None,
+        lora: Some(lora.clone()),
+    };
+    let side_by_side = |results: Vec<Tensor<3>>| Tensor::cat(results, 2);
     vec![
+        (
+            "lora_linear",
+            bytes(side_by_side(calor_kernels::lora_linears(
+                x.clone(),
+                vec![part(), part()],
+            ))),
+            bytes(side_by_side(reference::lora_linears(
+                x.clone(),
+                vec![part(), part()],
+            ))),
+        ),
+        (
+            "rms_norm",
+            bytes(calor_kernels::residual_norm(x.clone(), Some(up.clone()), norm.clone()).1),
+            bytes(reference::residual_norm(x.clone(), Some(up.clone()), norm).1),
+        ),
         pair!(rms_norm(x, weight, 1e-5)),
         pair!(layer_norm(x, weight, bias, 1e-5)),
         pair!(swiglu(x, up)),
@@ -97,7 +124,7 @@ fn pairs(dtype: DType) -> Vec<(&'static str, TensorData, TensorData)> {
             )),
             bytes(reference::lora_linear(
                 x.clone(),
-                wide,
+                wide.clone(),
                 None,
                 Some(&lora),
                 Some(mask.clone()),

@@ -402,4 +402,53 @@ mod tests {
             }
         }
     }
+
+    /// Three that read the same input, each with its own rank, dropout and bias.
+    #[test]
+    fn several_linears_of_one_input_are_each_for_itself() {
+        let (width, outputs) = (40, [12usize, 33, 64]);
+        let x = random([2, 17, width], 1).cast(DType::BF16);
+        let x = x.detach().require_grad();
+        let weights = outputs.map(|outputs| {
+            let drawn = random([outputs, width], outputs as u64).detach();
+            drawn.cast(DType::BF16)
+        });
+        let bias = random([12], 2).detach().cast(DType::BF16).require_grad();
+        let pair = |outputs: usize, rank: usize, dropout| Lora {
+            a: random([rank, width], 3).require_grad(),
+            b: random([outputs, rank], 4).require_grad(),
+            scaling: 0.7,
+            dropout,
+            dropout_seed: outputs as u64,
+        };
+        for dropout in [0.0, 0.3] {
+            let pairs = [Some(pair(12, 4, dropout)), None, Some(pair(64, 3, 0.0))];
+            let part = |index: usize| LinearPart {
+                weight: FrozenWeight::Dense(&weights[index]),
+                bias: (index == 0).then(|| bias.clone()),
+                lora: pairs[index].clone(),
+            };
+            for engine in Engine::all() {
+                let run = |results: Vec<Tensor<3>>| {
+                    let all = Tensor::cat(results, 2).cast(DType::F32);
+                    let weights = random(all.dims(), 7).detach();
+                    (all.clone().inner(), (all * weights).sum().backward())
+                };
+                let together = run(dispatch(engine, x.clone(), (0..3).map(part).collect()));
+                let one = |index| dispatch(engine, x.clone(), vec![part(index)]).remove(0);
+                let apart = run((0..3).map(one).collect());
+                assert!(difference(together.0, apart.0) == 0.0, "{engine:?}");
+                let found = [&together.1, &apart.1];
+                // Together it is rounded once.
+                let [ours, theirs] = found.map(|of| x.grad(of).unwrap().cast(DType::F32));
+                assert!(difference(ours, theirs) < 1.2e-2, "{engine:?}");
+                let [ours, theirs] = found.map(|of| bias.grad(of).unwrap().cast(DType::F32));
+                assert!(difference(ours, theirs) == 0.0);
+                for factor in pairs.iter().flatten().flat_map(|lora| [&lora.a, &lora.b]) {
+                    let [ours, theirs] = found.map(|of| factor.grad(of).unwrap());
+                    assert!(difference(ours, theirs) == 0.0, "{engine:?}");
+                }
+            }
+        }
+    }
 }

@@ -2,8 +2,9 @@
 
 use burn::tensor::Tensor;
 
-use super::Lora;
+use super::{FrozenWeight, LinearPart, Lora, mask};
 use crate::matmul;
+use crate::quantized::reference::quantized_linear;
 
 /// See [`lora_linear`](crate::lora_linear); `mask` is 1 where an input of the low-rank part is kept.
 pub fn lora_linear(
@@ -35,4 +36,21 @@ pub fn lora_linear(
         output = output + matmul(low, b.transpose()) * lora.scaling;
     }
     output.reshape([batch, seq, outputs])
+}
+
+/// See [`lora_linears`](crate::lora_linears).
+pub fn lora_linears(input: Tensor<3>, parts: Vec<LinearPart<'_>>) -> Vec<Tensor<3>> {
+    let one = |part: LinearPart<'_>| {
+        let (input, lora) = (input.clone(), part.lora.as_ref());
+        let mask = lora.and_then(|lora| mask(&input, lora));
+        match part.weight {
+            FrozenWeight::Dense(weight) => {
+                lora_linear(input, weight.clone(), part.bias, lora, mask)
+            }
+            FrozenWeight::Quantized(weight) => {
+                quantized_linear(input, weight, part.bias, lora, mask)
+            }
+        }
+    };
+    parts.into_iter().map(one).collect()
 }

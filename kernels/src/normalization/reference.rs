@@ -2,6 +2,8 @@
 
 use burn::tensor::{DType, Tensor};
 
+use super::Norm;
+
 /// See [`rms_norm`](crate::rms_norm).
 pub fn rms_norm<const D: usize>(input: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
     let dtype = input.dtype();
@@ -27,4 +29,21 @@ pub fn layer_norm<const D: usize>(
     let variance = centred.clone().square().mean_dim(D - 1);
     let normalized = centred * (variance + epsilon).sqrt().recip();
     normalized.cast(dtype) * weight.unsqueeze::<D>() + bias.unsqueeze::<D>()
+}
+
+/// See [`residual_norm`](crate::residual_norm).
+pub fn residual_norm<const D: usize>(
+    x: Tensor<D>,
+    update: Option<Tensor<D>>,
+    norm: Norm,
+) -> (Tensor<D>, Tensor<D>) {
+    let sum = match update {
+        Some(update) => x + update,
+        None => x,
+    };
+    let normed = match norm.bias {
+        Some(bias) => layer_norm(sum.clone(), norm.weight, bias, norm.epsilon),
+        None => rms_norm(sum.clone(), norm.weight, norm.epsilon),
+    };
+    (sum, normed)
 }

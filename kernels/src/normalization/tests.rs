@@ -51,7 +51,7 @@ fn a_frozen_norm_passes_the_gradient_on() {
 
 #[test]
 fn a_sum_and_its_norm_are_those_of_one_after_the_other() {
-    for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 8e-3)] {
+    for (dtype, tolerance) in [(DType::F32, 5e-6), (DType::BF16, 8e-3)] {
         for (shape, added, biased) in [
             ([2, 7, 61], true, false),
             ([2, 7, 61], true, true),
@@ -66,14 +66,6 @@ fn a_sum_and_its_norm_are_those_of_one_after_the_other() {
                 weight: weight.clone(),
                 bias: biased.then(|| bias.clone()),
                 epsilon: 1e-5,
-            };
-            let plain = |x: Tensor<3>, update: Option<Tensor<3>>, norm: Norm| {
-                let sum = update.map_or(x.clone(), |update| x + update);
-                let normed = match norm.bias {
-                    Some(bias) => layer_norm(sum.clone(), norm.weight, bias, norm.epsilon),
-                    None => rms_norm(sum.clone(), norm.weight, norm.epsilon),
-                };
-                (sum, normed)
             };
             // Both results, the sum alone, the norm alone.
             for (of_sum, of_norm) in [(1.0, 0.5), (1.0, 0.0), (0.0, 1.0)] {
@@ -91,7 +83,7 @@ fn a_sum_and_its_norm_are_those_of_one_after_the_other() {
                 };
                 let update = added.then(|| update.clone());
                 let ours = run(residual_norm(x.clone(), update.clone(), norm()));
-                let expected = run(plain(x.clone(), update.clone(), norm()));
+                let expected = run(reference::residual_norm(x.clone(), update.clone(), norm()));
                 for (ours, expected) in ours.0.into_iter().zip(expected.0) {
                     let found = difference(ours, expected);
                     assert!(

@@ -2,8 +2,8 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use calor_kernels::{
-    AdamWTensor, AdamWUpdate, AttentionOptions, HostWeight, Lora, Quantization, QuantizedWeight,
-    reference,
+    AdamWTensor, AdamWUpdate, AttentionOptions, FrozenWeight, HostWeight, LinearPart, Lora, Norm,
+    Quantization, QuantizedWeight, reference,
 };
 
 use super::compare::{Leaf, TensorError};
@@ -56,6 +56,70 @@ impl Bench<'_> {
                 &inputs,
                 || calor_kernels::lora_linear(x.clone(), weight.clone(), None, Some(&lora)),
                 || reference::lora_linear(x.clone(), weight.clone(), None, Some(&lora), None),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Those that read the same input; their results side by side.
+    pub(super) fn joint_linears(&mut self) -> Result<(), TrainError> {
+        let BlockShape {
+            hidden,
+            intermediate,
+            heads,
+            kv_heads,
+            head_dim,
+            rank,
+            ..
+        } = self.options.shape;
+        let [queries, keys] = [heads, kv_heads].map(|heads| heads * head_dim);
+        for (name, widths) in [
+            ("lora_linears, q/k/v", vec![queries, keys, keys]),
+            ("lora_linears, gate/up", vec![intermediate, intermediate]),
+        ] {
+            if !self.wanted(name) {
+                continue;
+            }
+            let x = self.states(hidden).require_grad();
+            let weights: Vec<Tensor<2>> = widths
+                .iter()
+                .map(|outputs| self.of([*outputs, hidden]))
+                .collect();
+            let pair = |outputs: &usize| Lora {
+                a: self.wide([rank, hidden]).require_grad(),
+                b: self.wide([*outputs, rank]).require_grad(),
+                scaling: 2.0,
+                dropout: 0.0,
+                dropout_seed: 0,
+            };
+            let pairs: Vec<Lora> = widths.iter().map(pair).collect();
+            let parts = || -> Vec<LinearPart<'_>> {
+                let part = |(weight, lora): (_, &Lora)| LinearPart {
+                    weight: FrozenWeight::Dense(weight),
+                    bias: None,
+                    lora: Some(lora.clone()),
+                };
+                weights.iter().zip(&pairs).map(part).collect()
+            };
+            let tokens = self.tokens();
+            let outputs = widths.iter().sum::<usize>() as f64;
+            let [hidden, rank] = [hidden, rank].map(|size| size as f64);
+            let count = widths.len() as f64;
+            let work = Work {
+                flops: tokens * (4.0 * hidden * outputs + 8.0 * rank * (count * hidden + outputs)),
+                bytes: self.bytes(tokens * 3.0 * (hidden + outputs) + 2.0 * hidden * outputs),
+            };
+            let leaves = [
+                Leaf::new("x", &x),
+                Leaf::new("a", &pairs[0].a),
+                Leaf::new("b", &pairs[0].b),
+            ];
+            self.time(
+                name,
+                work,
+                &leaves,
+                || Tensor::cat(calor_kernels::lora_linears(x.clone(), parts()), 2),
+                || Tensor::cat(reference::lora_linears(x.clone(), parts()), 2),
             )?;
         }
         Ok(())
@@ -214,6 +278,29 @@ impl Bench<'_> {
                 &[Leaf::new("x", &x)],
                 || calor_kernels::layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5),
                 || reference::layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5),
+            )?;
+        }
+        if self.wanted("residual_norm") {
+            let [x, update] = [(); 2].map(|()| self.states(hidden).require_grad());
+            let weight = self.of([hidden]);
+            let norm = || Norm {
+                weight: weight.clone(),
+                bias: None,
+                epsilon: 1e-5,
+            };
+            let both = |(sum, normed): (Tensor<3>, Tensor<3>)| sum + normed;
+            self.time(
+                "residual_norm",
+                self.moving(8.0 * states),
+                &[Leaf::new("x", &x), Leaf::new("update", &update)],
+                || {
+                    let update = Some(update.clone());
+                    both(calor_kernels::residual_norm(x.clone(), update, norm()))
+                },
+                || {
+                    let update = Some(update.clone());
+                    both(reference::residual_norm(x.clone(), update, norm()))
+                },
             )?;
         }
         let gated: [(_, Gated, Gated); 2] = [

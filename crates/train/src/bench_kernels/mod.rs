@@ -116,6 +116,7 @@ pub fn kernel_bench(options: &KernelBenchOptions) -> Result<KernelBenchReport, T
     };
     bench.measure_peaks()?;
     bench.linears()?;
+    bench.joint_linears()?;
     bench.quantized_linears()?;
     bench.attention()?;
     bench.elementwise()?;
