@@ -267,6 +267,18 @@ impl Classifier {
 
     /// Pooled states `[1, samples, hidden]` → logits `[samples, labels]`, in f32.
     pub fn forward(&self, pooled: Tensor<3>, mode: Mode) -> Tensor<2> {
+        let logits = self.output.forward(self.before_output(pooled, mode), mode);
+        let [_, samples, labels] = logits.dims();
+        logits.reshape([samples, labels])
+    }
+
+    /// The layer whose outputs are the logits.
+    pub fn output(&self) -> &Linear {
+        &self.output
+    }
+
+    /// What that layer reads, in f32.
+    pub fn before_output(&self, pooled: Tensor<3>, mode: Mode) -> Tensor<3> {
         let mut pooled = pooled.cast(DType::F32);
         if let Some(input) = &self.input {
             // Samples take the place of items.
@@ -275,9 +287,7 @@ impl Classifier {
         if let Some((dense, activation)) = &self.hidden {
             pooled = activation.apply(dense.forward(pooled, mode));
         }
-        let logits = self.output.forward(pooled, mode);
-        let [_, samples, labels] = logits.dims();
-        logits.reshape([samples, labels])
+        pooled
     }
 
     /// Whether the head has something that standardises pooled states.

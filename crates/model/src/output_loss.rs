@@ -1,4 +1,5 @@
-//! Cross-entropy behind an output layer for which there is no fused kernel, some tokens at a time.
+//! Cross-entropy behind an output layer for which there is no fused kernel, that of a language model with
+//! a pair or a classifier's of many classes, some tokens at a time.
 
 use burn::tensor::{DType, Int, Tensor};
 
@@ -30,8 +31,41 @@ pub(crate) fn chunked_cross_entropy(
         linear,
         weight,
         soft_cap,
+        class_weights: None,
     };
     in_chunks(layer, hidden, targets, mode, CHUNK_ELEMENTS / vocab.max(1))
+}
+
+/// [`loss::multiclass`] of a classifier's output layer. Logits up to 64 MiB exist as a whole, more in
+/// chunks.
+///
+/// # Shapes
+/// - states: `[1, tokens, hidden]`, targets: `[tokens]`, class_weights: `[classes]`
+pub(crate) fn class_cross_entropy(
+    linear: &Linear,
+    states: Tensor<3>,
+    targets: Tensor<1, Int>,
+    class_weights: Option<Tensor<1>>,
+    mode: Mode,
+) -> Tensor<1> {
+    let [_, tokens, width] = states.dims();
+    let [classes, _] = linear.weight.dims();
+    match linear.weight.dense() {
+        Some(weight) if tokens * classes > CHUNK_ELEMENTS => {
+            let layer = Output {
+                linear,
+                weight,
+                soft_cap: None,
+                class_weights: class_weights.as_ref(),
+            };
+            let states = states.reshape([tokens, width]);
+            in_chunks(layer, states, targets, mode, CHUNK_ELEMENTS / classes)
+        }
+        _ => {
+            let logits = linear.forward(states, mode).reshape([tokens, classes]);
+            loss::multiclass(logits, targets, class_weights)
+        }
+    }
 }
 
 /// The output layer, its weight, and the bounds of its logits.
@@ -40,6 +74,7 @@ struct Output<'a> {
     linear: &'a Linear,
     weight: &'a Parameter<2>,
     soft_cap: Option<f32>,
+    class_weights: Option<&'a Tensor<1>>,
 }
 
 fn in_chunks(
@@ -60,6 +95,7 @@ fn in_chunks(
                 linear: output.linear.clone(),
                 weight: output.weight.clone(),
                 soft_cap: output.soft_cap,
+                class_weights: output.class_weights.cloned(),
                 targets: targets.clone().narrow(0, start, length),
                 // Masks go by the place in a chunk, so each chunk has a seed of its own.
                 mode: match mode {
@@ -83,6 +119,8 @@ struct Chunk {
     /// The layer's, or the token embedding it is tied to.
     weight: Parameter<2>,
     soft_cap: Option<f32>,
+    /// Of a classifier, whose targets are never -100.
+    class_weights: Option<Tensor<1>>,
     targets: Tensor<1, Int>,
     mode: Mode,
 }
@@ -98,7 +136,12 @@ impl Rerun for Chunk {
             Some(cap) => calor_kernels::reference::soft_cap(logits, cap),
             None => logits,
         };
-        loss::token_cross_entropy(logits, self.targets.clone()).reshape([1, 1, 1])
+        let targets = self.targets.clone();
+        let loss = match &self.class_weights {
+            Some(weights) => loss::multiclass(logits, targets, Some(weights.clone())),
+            None => loss::token_cross_entropy(logits, targets),
+        };
+        loss.reshape([1, 1, 1])
     }
 
     fn visit<V: Visit>(&mut self, visitor: &mut V) {
@@ -149,6 +192,7 @@ mod tests {
                 linear: &linear,
                 weight,
                 soft_cap: Some(2.0),
+                class_weights: None,
             };
             let loss = in_chunks(output, h, t, mode, tokens_a_chunk);
             let found = loss.backward();
@@ -169,6 +213,56 @@ mod tests {
             ]
         };
         let whole = run(7);
+        assert_chunks_give(&whole, run);
+    }
+
+    #[test]
+    fn a_classifier_of_many_classes_is_chunked_with_its_weights_and_bias() {
+        let classes = 13;
+        let linear = Linear {
+            weight: parameter("weight", [classes, 6]).into(),
+            bias: Some(parameter("bias", [classes])),
+            lora: None,
+        };
+        let states = numbers([7, 6], "states").autodiff().require_grad();
+        let targets = Tensor::<1, Int>::from_ints([1, 12, 3, 4, 0, 9, 7], &Device::flex());
+        let class_weights = numbers([classes], "class weights").abs();
+        let weight = linear.weight.dense().expect("given above");
+        let bias = linear.bias.as_ref().expect("given above");
+        let values = |loss: Tensor<1>| {
+            let found = loss.backward();
+            let flat = |tensor: Option<Tensor<2>>| -> Vec<f32> {
+                let tensor = tensor.expect("a gradient");
+                tensor.into_data().try_to_vec().unwrap()
+            };
+            vec![
+                loss.into_data().try_to_vec().unwrap(),
+                flat(states.grad(&found)),
+                flat(weight.tensor.grad(&found)),
+                flat(bias.tensor.grad(&found).map(Tensor::unsqueeze)),
+            ]
+        };
+        let mode = Mode::Train { dropout_seed: 1 };
+        let whole = values(class_cross_entropy(
+            &linear,
+            states.clone().reshape([1, 7, 6]),
+            targets.clone(),
+            Some(class_weights.clone()),
+            mode,
+        ));
+        assert_chunks_give(&whole, |tokens_a_chunk| {
+            let output = Output {
+                linear: &linear,
+                weight,
+                soft_cap: None,
+                class_weights: Some(&class_weights),
+            };
+            let (states, targets) = (states.clone(), targets.clone());
+            values(in_chunks(output, states, targets, mode, tokens_a_chunk))
+        });
+    }
+
+    fn assert_chunks_give(whole: &[Vec<f32>], run: impl Fn(usize) -> Vec<Vec<f32>>) {
         for tokens_a_chunk in [0, 1, 3] {
             for (whole, chunked) in whole.iter().zip(run(tokens_a_chunk)) {
                 let largest = whole.iter().fold(0f32, |m, v| m.max(v.abs()));

@@ -5,8 +5,11 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor};
 
 use crate::attention::Masking;
-use crate::head::Head;
+use crate::head::{Classifier, Head};
+#[cfg(doc)]
+use crate::loss;
 use crate::model::Model;
+use crate::output_loss::class_cross_entropy;
 use crate::run::{Mode, ModelInput, Selection};
 
 /// Tokens whose logits over the vocabulary exist at the same time.
@@ -26,12 +29,41 @@ impl Model {
         places: Tensor<1, Int>,
         mode: Mode,
     ) -> Tensor<2> {
+        let (classifier, states) = self.token_states(input, places, mode);
+        classifier.forward(states, mode)
+    }
+
+    /// Cross-entropy of a token classifier, summed over chosen tokens, `[1]`: [`loss::multiclass`] of
+    /// [`Model::token_logits`], of which no more than 64 MiB exist at a time however many classes there
+    /// are.
+    ///
+    /// # Panics
+    /// As [`Model::token_logits`].
+    pub fn token_loss_at(
+        &self,
+        input: &ModelInput,
+        places: Tensor<1, Int>,
+        targets: Tensor<1, Int>,
+        class_weights: Option<Tensor<1>>,
+        mode: Mode,
+    ) -> Tensor<1> {
+        let (classifier, states) = self.token_states(input, places, mode);
+        let states = classifier.before_output(states, mode);
+        class_cross_entropy(classifier.output(), states, targets, class_weights, mode)
+    }
+
+    fn token_states(
+        &self,
+        input: &ModelInput,
+        places: Tensor<1, Int>,
+        mode: Mode,
+    ) -> (&Classifier, Tensor<3>) {
         let Head::Classifier(classifier) = &self.head else {
             panic!("the model was built without a token classifier");
         };
         // ModernBERT's head; without one, the states as they are.
         let states = self.pool(self.hidden_at(input, places, mode), mode);
-        classifier.forward(states, mode)
+        (classifier, states)
     }
 
     /// Cross-entropy of a language model, summed over chosen tokens, `[1]`.

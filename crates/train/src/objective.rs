@@ -142,8 +142,8 @@ impl Objective {
             }
             TaskKind::Tokens => {
                 let (places, targets) = upload::token_targets(batch, false, device);
-                let logits = model.token_logits(input, places, mode);
-                loss::multiclass(logits, targets, self.class_weights(device))
+                let class_weights = self.class_weights(device);
+                model.token_loss_at(input, places, targets, class_weights, mode)
             }
             _ => self.loss(model.forward(input, mode), &batch.targets, device),
         }
