@@ -3,6 +3,7 @@
 //! SmolLM2-135M (2 × 256 tokens, rank 16). Run `cargo bench -p calor-kernels --bench memory`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::RefCell;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -331,15 +332,21 @@ fn loss_and_update(dtype: DType, found: &mut Vec<(&'static str, Peaks)>) {
         weight_decay: 0.01,
         step: 3,
     };
+    // As in training nothing else holds gradient and moments: what an update leaves is the next one's,
+    // with the old values as its gradient.
+    let state = RefCell::new(vec![([values, first, second], gradient)]);
     let run = |adamw: fn(Vec<AdamWTensor>, f32) -> Vec<[Tensor<1>; 3]>| {
+        let ([values, first, second], gradient) = state.take().remove(0);
+        let before = values.clone();
         let tensor = AdamWTensor {
-            values: values.clone(),
-            gradient: gradient.clone(),
-            first: first.clone(),
-            second: second.clone(),
+            values,
+            gradient,
+            first,
+            second,
             update,
         };
-        black_box(adamw(vec![tensor], 0.5));
+        let after = adamw(vec![tensor], 0.5).remove(0);
+        state.replace(vec![(after, before)]);
     };
     let peaks = [
         measured(&|| run(calor_kernels::adamw)),

@@ -10,7 +10,8 @@ use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend};
+use burn::backend::{Autodiff, Backend, TensorMetadata};
+use burn::tensor::{DType, Shape};
 
 type Tracking<B> = FloatTensor<Autodiff<B, NoCheckpointing>>;
 
@@ -48,6 +49,9 @@ pub(crate) fn join<B: Backend, Op: Joint<B>>(
         .into_iter()
         .map(Tracking::<B>::into_primitive)
         .collect();
+    let device = inputs[0].device();
+    let specs = inputs.iter().map(|input| (input.shape(), input.dtype()));
+    let specs: Vec<(Shape, DType)> = specs.collect();
     // A node has to have a value; nothing reads this one's.
     let value = inputs[0].clone();
     let found = Arc::new(Found::<B>(Mutex::default()));
@@ -62,7 +66,8 @@ pub(crate) fn join<B: Backend, Op: Joint<B>>(
             let state = State {
                 operation,
                 saved,
-                inputs: count,
+                specs,
+                device,
                 found: found.clone(),
             };
             (prepared.finish(state, value), results)
@@ -102,7 +107,9 @@ impl<B: Backend> Found<B> {
 struct State<B: Backend, Op> {
     operation: Op,
     saved: Vec<FloatTensor<B>>,
-    inputs: usize,
+    /// Shape and type of every input.
+    specs: Vec<(Shape, DType)>,
+    device: B::Device,
     found: Arc<Found<B>>,
 }
 
@@ -111,7 +118,8 @@ impl<B: Backend, Op: Clone> Clone for State<B, Op> {
         State {
             operation: self.operation.clone(),
             saved: self.saved.clone(),
-            inputs: self.inputs,
+            specs: self.specs.clone(),
+            device: self.device.clone(),
             found: self.found.clone(),
         }
     }
@@ -158,16 +166,20 @@ impl<B: Backend, Op: Joint<B>> Backward<B, MOST_INPUTS> for Compute<B, Op> {
         let State {
             operation,
             saved,
-            inputs,
+            specs,
+            device,
             found,
         } = ops.state;
         let of_results = std::mem::take(&mut *found.gradients());
-        let parents = ops.parents.into_iter().take(inputs).collect::<Vec<_>>();
+        let parents = ops.parents.into_iter().take(specs.len());
+        let parents = parents.collect::<Vec<_>>();
         let wanted: Vec<bool> = parents.iter().map(Option::is_some).collect();
         let of_inputs = operation.backward(saved, of_results, &wanted);
-        for (parent, gradient) in parents.into_iter().zip(of_inputs) {
-            if let (Some(parent), Some(gradient)) = (parent, gradient) {
-                gradients.register::<B>(parent.id, gradient);
+        for ((parent, gradient), (shape, dtype)) in parents.into_iter().zip(of_inputs).zip(specs) {
+            if let Some(parent) = parent {
+                // What only an unused result depends on: a node that is reached has to have one.
+                let zeros = || B::float_zeros(shape, &device, dtype.into());
+                gradients.register::<B>(parent.id, gradient.unwrap_or_else(zeros));
             }
         }
     }

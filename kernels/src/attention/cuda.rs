@@ -4,15 +4,15 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use burn::backend::DispatchDevice;
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::AttentionOptions;
 use super::cube::sums_shape;
 use crate::cuda::module::{Launch, Module};
 use crate::cuda::{Session, WORKSPACE_BYTES};
+use crate::gpu::empty_like;
 
 const SOURCE: &str = include_str!("flash.cu");
 const MOST_HEAD_DIM: usize = 128;
@@ -53,8 +53,8 @@ pub(super) fn forward(
 ) -> (CubeTensor, CubeTensor) {
     let [query, key, value] = [query, key, value].map(readable);
     let segments = into_contiguous(segments);
-    let output = like(&query, query.meta.shape().clone(), query.dtype);
-    let sums = like(&query, sums_shape(query.meta.shape()), DType::F32);
+    let output = empty_like(&query, query.meta.shape().clone(), query.dtype);
+    let sums = empty_like(&query, sums_shape(query.meta.shape()), DType::F32);
     let tensors = [&query, &key, &value, &segments, &output, &sums];
     submit(&tensors, options, |run, at| {
         let mut arguments = run.arguments([&query, &key, &value, &output], [at[0], at[1], at[2]]);
@@ -83,7 +83,7 @@ pub(super) fn backward(
     let segments = into_contiguous(segments);
     let [output, sums, gradient] = kept.map(into_contiguous);
     let found = [&query, &key, &value]
-        .map(|tensor| like(tensor, tensor.meta.shape().clone(), tensor.dtype));
+        .map(|tensor| empty_like(tensor, tensor.meta.shape().clone(), tensor.dtype));
     let [dq, dk, dv] = &found;
     let tensors = [
         &query, &key, &value, &segments, &output, &sums, &gradient, dq, dk, dv,
@@ -116,11 +116,6 @@ pub(super) fn backward(
     });
     let [dq, dk, dv] = found;
     (dq, dk, dv)
-}
-
-fn like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
-    let (client, device) = (tensor.client.clone(), tensor.device.clone());
-    empty_device_contiguous_dtype(client, device, shape, dtype)
 }
 
 /// The tensor, copied where its heads are not rows of whole 16 bytes.

@@ -47,6 +47,12 @@ pub fn attention(
     segments: Tensor<2, Int>,
     options: &AttentionOptions,
 ) -> Tensor<4> {
+    let [batch, seq, heads, head_dim] = query.dims();
+    let [_, keys, kv_heads, _] = key.dims();
+    assert_eq!(key.dims(), [batch, keys, kv_heads, head_dim], "keys");
+    assert_eq!(value.dims(), key.dims(), "values");
+    assert_eq!(segments.dims(), [batch, seq], "segments");
+    assert!(heads.is_multiple_of(kv_heads.max(1)), "heads of queries");
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&query) {
         return cpu::dispatch(query, key, value, segments, options);

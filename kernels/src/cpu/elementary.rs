@@ -202,7 +202,15 @@ pub(crate) fn map_rows_numbered(
         #[inline(always)]
         |block, output| {
             let input = &input[block * rows * width..];
-            each_row(block * rows, output, input, width, &function);
+            each_row(
+                block * rows,
+                output,
+                input,
+                width,
+                // A reference would be called, not inlined, and lose the vectors.
+                #[inline(always)]
+                |number, output, input| function(number, output, input),
+            );
         },
     )
 }
@@ -299,7 +307,7 @@ pub(crate) fn block_rows(rows: usize, width: usize) -> usize {
     (block_length(rows * width) / width.max(1)).max(1)
 }
 
-/// Sum of products, in eight partial sums so that it vectorises without reassociating by flag.
+/// Sum of products, in sixteen partial sums so that it vectorises without reassociating by flag.
 #[inline(always)]
 pub(crate) fn dot(left: &[f32], right: &[f32]) -> f32 {
     let mut sums = [0.0f32; 16];

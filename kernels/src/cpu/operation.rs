@@ -242,7 +242,10 @@ fn with_wide(
     let inputs: Vec<FlexTensor> = stored.iter().cloned().map(wide).collect();
     // Held while their addresses are compared: what is freed may lie elsewhere again.
     let (held, stored) = match in_place {
-        true => (vec![], vec![]),
+        true => {
+            drop(stored);
+            (vec![], vec![])
+        }
         false => (inputs.clone(), stored),
     };
     let (computed, saved) = compute(inputs);

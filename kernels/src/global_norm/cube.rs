@@ -7,7 +7,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
-use crate::gpu::list::{apply_to_all, empty, groups, most_at_once};
+use crate::gpu::empty_like;
+use crate::gpu::list::{apply_to_all, groups, most_at_once};
 use crate::gpu::operation::{tensor, value};
 use crate::gpu::rows::{UNITS, sum_of_cube, sum_of_lanes, vector_size};
 
@@ -43,8 +44,8 @@ fn norm_of_all(tensors: Vec<CubeTensor>) -> CubeTensor {
         .collect();
     let count = groups.iter().map(|(_, group, cubes)| cubes * group.len());
     let count: usize = count.sum();
-    let sums = empty(&tensors[0], Shape::from(vec![count]));
-    let norm = empty(&tensors[0], Shape::from(vec![1]));
+    let sums = empty_like(&tensors[0], Shape::from(vec![count]), DType::F32);
+    let norm = empty_like(&tensors[0], Shape::from(vec![1]), DType::F32);
     let client = &norm.client;
     let mut start = 0;
     for (vector_size, group, cubes) in groups {

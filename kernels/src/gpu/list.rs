@@ -5,10 +5,8 @@ use burn::backend::fusion::custom::{
     CustomOpIr, HandleContainer, OperationFn, OperationIr, StreamId, TensorIr, TensorSpec,
 };
 use burn::backend::fusion::{FusionBackend, FusionRuntime};
-use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::operation::Value;
@@ -92,10 +90,4 @@ pub(crate) fn owned(shared: CubeTensor) -> CubeTensor {
         true => contiguous,
         false => contiguous.copy(),
     }
-}
-
-/// An empty tensor of f32.
-pub(crate) fn empty(like: &CubeTensor, shape: Shape) -> CubeTensor {
-    let (client, device) = (like.client.clone(), like.device.clone());
-    empty_device_contiguous_dtype(client, device, shape, DType::F32)
 }

@@ -117,6 +117,12 @@ const CASES: &[Case] = &[
     }),
     ("lora_linears", |side| linears(side, [0.0, 0.0])),
     ("lora_linears, dropout", |side| linears(side, [0.0, 0.4])),
+    ("lora_linears, all with a pair, one quantized", |side| {
+        pairs_of_one_input(side, 3)
+    }),
+    ("lora_linears, one result unused", |side| {
+        pairs_of_one_input(side, 2)
+    }),
     ("dequantize, int8", |side| {
         dequantized(side, Quantization::Int8)
     }),
@@ -251,11 +257,16 @@ fn updated(side: &Side) -> Found {
             },
         }
     };
-    let tensors = LENGTHS.into_iter().enumerate().map(one).collect();
+    let tensors: Vec<AdamWTensor> = LENGTHS.into_iter().enumerate().map(one).collect();
+    // Held elsewhere, so that it must not be written.
+    let [gradient, moment] = [tensors[0].gradient.clone(), tensors[1].first.clone()];
+    let names_held = ["gradient as it was", "moment as it was"];
     let names = ["values", "first", "second"];
-    adamw(tensors, 0.3)
-        .into_iter()
-        .flat_map(|parts| names.into_iter().zip(parts.map(|part| part.into_data())))
+    let moved = adamw(tensors, 0.3).into_iter();
+    let moved = moved.flat_map(|parts| names.into_iter().zip(parts));
+    let held = names_held.into_iter().zip([gradient, moment]);
+    let all = moved.chain(held);
+    all.map(|(name, tensor)| (name, tensor.into_data()))
         .collect()
 }
 
@@ -361,6 +372,42 @@ fn linears(side: &Side, dropout: [f32; 2]) -> Found {
     let y = Tensor::cat(lora_linears(x.clone(), parts), 2);
     let [w, w2, w3] = &weights;
     case!(side, y, x, w, w2, w3, bias, a, b, a2, b2)
+}
+
+/// Three with pairs, of which the first so many results are used; their biases are cast, so no leaves.
+fn pairs_of_one_input(side: &Side, used: usize) -> Found {
+    let x = side.leaf([2, 33, 48], 1);
+    let weights = [40, 24].map(|outputs| side.leaf([outputs, 48], outputs as u64));
+    let quantized = quantized(side, NF4, [32, 48]);
+    let order = [
+        FrozenWeight::Dense(&weights[0]),
+        FrozenWeight::Quantized(&quantized),
+        FrozenWeight::Dense(&weights[1]),
+    ];
+    let factors: Vec<[Tensor<2>; 2]> = [40, 32, 24]
+        .into_iter()
+        .map(|outputs| {
+            [
+                side.wide([8, 48], outputs + 1),
+                side.wide([outputs as usize, 8], outputs),
+            ]
+        })
+        .collect();
+    let biases = [40, 32, 24].map(|outputs| side.wide([outputs], outputs as u64 + 2));
+    let parts = order.into_iter().zip(&factors).zip(&biases);
+    let parts = parts.map(|((weight, [a, b]), bias)| LinearPart {
+        weight,
+        bias: Some(bias.clone() * 2.0).map(|bias| bias.cast(side.dtype)),
+        lora: Some(adapter(a, b, 0.0)),
+    });
+    let mut results = lora_linears(x.clone(), parts.collect());
+    results.truncate(used);
+    let y = Tensor::cat(results, 2);
+    let [[a, b], [a2, b2], ..] = &factors[..] else {
+        unreachable!("three pairs")
+    };
+    let (w, bias) = (&weights[0], &biases[1]);
+    case!(side, y, x, w, bias, a, b, a2, b2)
 }
 
 fn gated(side: &Side, function: fn(Tensor<3>, Tensor<3>) -> Tensor<3>) -> Found {

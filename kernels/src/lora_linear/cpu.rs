@@ -2,16 +2,17 @@
 //! tracked. A weight is a matrix, or quantised. Several that read the same input share what they do with
 //! it: one product with all their `a`, and one gradient that each adds its part to.
 
-use std::borrow::Cow;
-
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::{FrozenWeight, LinearPart, Lora, dropout_keeps, halves};
+use crate::cpu::cast::cast;
 use crate::cpu::elementary::{block_rows, vectorized, zeros};
 use crate::cpu::matrix::{Threads, View, multiply, multiply_over_tokens, product, transposed};
-use crate::cpu::operation::{Input, JointOperation, apply_joint, dims, input, tensor, values};
+use crate::cpu::operation::{
+    Input, JointOperation, apply_joint, dims, input, tensor, values, wide,
+};
 use crate::joint::Results;
 use crate::normalization::cpu::column_sums;
 use crate::quantized::cpu::Weight as QuantizedWeight;
@@ -67,7 +68,7 @@ pub(super) struct Adapter {
     pub seed: u64,
 }
 
-/// A linear with its own inputs, and where its columns are among those of all low-rank parts.
+/// A linear with its own inputs as they are stored, and where its columns are among those of all low-rank parts.
 struct Part<'a> {
     linear: &'a Linear,
     own: &'a [FlexTensor],
@@ -137,14 +138,19 @@ impl Linears {
 }
 
 /// Every `a` below the other, `[ranks, in]`.
-fn every_a<'a>(parts: &[Part<'a>]) -> Cow<'a, [f32]> {
+fn every_a(parts: &[Part<'_>]) -> FlexTensor {
     let mut factors = parts.iter().filter(|part| part.rank > 0).map(Part::a);
-    let first = factors.next().unwrap_or(&[]);
-    let mut all = Cow::Borrowed(first);
-    for factor in factors {
-        all.to_mut().extend_from_slice(factor);
+    let first = factors.next();
+    let rest: Vec<FlexTensor> = factors.collect();
+    match first {
+        Some(first) if rest.is_empty() => first,
+        first => {
+            let all = first.iter().chain(&rest).map(values);
+            let all = all.collect::<Vec<_>>().concat();
+            let length = all.len();
+            tensor(all, [length])
+        }
     }
-    all
 }
 
 fn ranks(parts: &[Part<'_>]) -> usize {
@@ -160,31 +166,37 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// One of its inputs in f32, for as long as it is used.
+    fn wide(&self, input: usize) -> FlexTensor {
+        wide(self.own[input].clone())
+    }
+
     /// Of one that has an adapter.
-    fn a(&self) -> &'a [f32] {
-        values(&self.own[self.linear.factor()])
+    fn a(&self) -> FlexTensor {
+        self.wide(self.linear.factor())
     }
 
     /// Likewise.
-    fn b(&self) -> View<'a> {
-        let values = values(&self.own[self.linear.factor() + 1]);
-        View::new(values, self.shape()[0], self.rank)
+    fn b(&self) -> FlexTensor {
+        self.wide(self.linear.factor() + 1)
     }
 
-    fn weight(&self) -> View<'a> {
-        let [outputs, width] = self.shape();
-        View::new(values(&self.own[0]), outputs, width)
+    /// `b` as it was given by [`Part::b`].
+    fn b_view<'b>(&self, b: &'b FlexTensor) -> View<'b> {
+        View::new(values(b), self.shape()[0], self.rank)
     }
 
     /// x through the base and the bias, and `low` through `b`.
     fn output(&self, x: View<'_>, low: View<'_>) -> Vec<f32> {
         let [outputs, _] = self.shape();
-        let bias = self
-            .linear
-            .biased
-            .then(|| values(&self.own[self.linear.bias()]));
+        let bias = self.linear.biased.then(|| self.wide(self.linear.bias()));
+        let bias = bias.as_ref().map(values);
         let mut output = match &self.linear.base {
-            Base::Dense => product(x, self.weight().transposed(), 1.0, bias),
+            Base::Dense => {
+                let weight = self.wide(0);
+                let weight = View::new(values(&weight), outputs, x.column_count());
+                product(x, weight.transposed(), 1.0, bias)
+            }
             Base::Quantized(weight) => {
                 let mut output = match bias {
                     Some(bias) => bias.repeat(x.row_count()),
@@ -196,7 +208,8 @@ impl<'a> Part<'a> {
         };
         if let Some(adapter) = self.linear.adapter {
             let low = low.columns(self.column, self.rank);
-            let b = self.b().transposed();
+            let b = self.b();
+            let b = self.b_view(&b).transposed();
             multiply(
                 &mut output,
                 outputs,
@@ -212,19 +225,15 @@ impl<'a> Part<'a> {
 
     /// The gradient of x through the base, added to that of others.
     fn through_base(&self, upstream: View<'_>, sum: Option<Vec<f32>>) -> Vec<f32> {
-        let [_, width] = self.shape();
+        let [outputs, width] = self.shape();
         match (&self.linear.base, sum) {
-            (Base::Dense, None) => product(upstream, self.weight(), 1.0, None),
-            (Base::Dense, Some(mut sum)) => {
-                multiply(
-                    &mut sum,
-                    width,
-                    upstream,
-                    self.weight(),
-                    1.0,
-                    true,
-                    Threads::All,
-                );
+            (Base::Dense, sum) => {
+                let weight = self.wide(0);
+                let weight = View::new(values(&weight), outputs, width);
+                let Some(mut sum) = sum else {
+                    return product(upstream, weight, 1.0, None);
+                };
+                multiply(&mut sum, width, upstream, weight, 1.0, true, Threads::All);
                 sum
             }
             (Base::Quantized(weight), sum) => {
@@ -238,6 +247,9 @@ impl<'a> Part<'a> {
 }
 
 impl JointOperation for Linears {
+    /// A weight is widened where it is used, so that no two are wide at once.
+    const AS_STORED: bool = true;
+
     fn name(&self) -> &'static str {
         let quantized = |linear: &Linear| matches!(linear.base, Base::Quantized(_));
         match self.0.iter().any(quantized) {
@@ -250,20 +262,24 @@ impl JointOperation for Linears {
     fn forward(&self, inputs: Vec<FlexTensor>, tracked: bool) -> Results<FlexTensor> {
         let mut shape = dims(&inputs[0]);
         let width = *shape.last().expect("three dimensions");
-        let x = values(&inputs[0]);
+        let dtype = inputs[0].dtype();
+        let wide_x = wide(inputs[0].clone());
+        let x = values(&wide_x);
         let tokens = x.len() / width.max(1);
         let flat = View::new(x, tokens, width);
         let parts = self.parts(&inputs);
         let ranks = ranks(&parts);
         let low = if self.drops_nothing() {
             let a = every_a(&parts);
-            product(flat, View::new(&a, ranks, width).transposed(), 1.0, None)
+            let a = View::new(values(&a), ranks, width);
+            product(flat, a.transposed(), 1.0, None)
         } else {
             let mut low = zeros(tokens * ranks);
             for part in parts.iter().filter(|part| part.rank > 0) {
                 let dropped = part.linear.drop_inputs(x);
                 let seen = View::new(dropped.as_deref().unwrap_or(x), tokens, width);
-                let a = View::new(part.a(), part.rank, width).transposed();
+                let a = part.a();
+                let a = View::new(values(&a), part.rank, width).transposed();
                 let low = &mut low[part.column..];
                 multiply(low, ranks, seen, a, 1.0, false, Threads::All);
             }
@@ -273,7 +289,7 @@ impl JointOperation for Linears {
         let outputs = parts.iter().map(|part| {
             let [outputs, _] = part.shape();
             *shape.last_mut().expect("three dimensions") = outputs;
-            tensor(part.output(flat, seen), shape.clone())
+            cast(tensor(part.output(flat, seen), shape.clone()), dtype)
         });
         let outputs = outputs.collect();
         drop(parts);
@@ -295,7 +311,8 @@ impl JointOperation for Linears {
     ) -> Vec<Option<FlexTensor>> {
         let mut results = vec![None; wanted.len()];
         let (inputs, low) = saved.split_at(wanted.len());
-        let x = values(&inputs[0]);
+        let wide_x = wide(inputs[0].clone());
+        let x = values(&wide_x);
         let width = *dims(&inputs[0]).last().expect("three dimensions");
         let tokens = x.len() / width.max(1);
         let flat = View::new(x, tokens, width);
@@ -311,7 +328,8 @@ impl JointOperation for Linears {
                 continue;
             };
             let [outputs, _] = part.shape();
-            let upstream = View::new(values(gradient), tokens, outputs);
+            let gradient = wide(gradient.clone());
+            let upstream = View::new(values(&gradient), tokens, outputs);
             if wanted[0] {
                 for_input = Some(part.through_base(upstream, for_input));
             }
@@ -322,18 +340,19 @@ impl JointOperation for Linears {
             }
             let bias = own(part.linear.bias());
             if part.linear.biased && wanted[bias] {
-                let sums = column_sums(values(gradient), outputs);
+                let sums = column_sums(values(&gradient), outputs);
                 results[bias] = Some(tensor(sums, [outputs]));
             }
             let Some(adapter) = part.linear.adapter else {
                 continue;
             };
             let place = &mut inner[part.column..];
+            let factor = part.b();
             multiply(
                 place,
                 ranks,
                 upstream,
-                part.b(),
+                part.b_view(&factor),
                 adapter.scaling,
                 false,
                 Threads::All,
@@ -351,7 +370,7 @@ impl JointOperation for Linears {
         if self.drops_nothing() {
             if let Some(output) = &mut for_input {
                 let a = every_a(&parts);
-                let a = View::new(&a, ranks, width);
+                let a = View::new(values(&a), ranks, width);
                 multiply(output, width, inner, a, 1.0, true, Threads::All);
             }
             if parts.iter().any(wants_a) {
@@ -366,7 +385,8 @@ impl JointOperation for Linears {
             for part in parts.iter().filter(|part| part.rank > 0) {
                 let inner = inner.columns(part.column, part.rank);
                 if let (Some(output), Some(adapter)) = (&mut for_input, part.linear.adapter) {
-                    let a = View::new(part.a(), part.rank, width);
+                    let a = part.a();
+                    let a = View::new(values(&a), part.rank, width);
                     match adapter.dropout > 0.0 {
                         true => adapter.add_kept(output, &product(inner, a, 1.0, None)),
                         false => multiply(output, width, inner, a, 1.0, true, Threads::All),

@@ -156,9 +156,10 @@ impl Linears {
 
 impl JointOperation for Linears {
     fn name(&self) -> &'static str {
-        match self.0[0].base {
-            Base::Dense => "lora_linear",
-            Base::Quantized(_) => "quantized_linear",
+        let quantized = |linear: &Linear| matches!(linear.base, Base::Quantized(_));
+        match self.0.iter().any(quantized) {
+            true => "quantized_linear",
+            false => "lora_linear",
         }
     }
 }
@@ -184,8 +185,7 @@ impl Joint<Cube> for Linears {
             let every_a = pairs.map(|(_, own)| tensor::<2>(own[0].clone())).collect();
             let every_a = Tensor::cat(every_a, 0).cast(dtype);
             Shared {
-                low: product(flat.clone(), every_a.clone().transpose()),
-                every_a,
+                low: product(flat.clone(), every_a.transpose()),
                 first: 0,
             }
         });
@@ -202,13 +202,15 @@ impl Joint<Cube> for Linears {
                     let b = tensor::<2>(own[1].clone()).cast(dtype);
                     let (output, a, low) = match &mut shared {
                         Some(shared) => {
-                            let (a, low) = shared.next(tensor::<2>(own[0].clone()).dims()[0]);
+                            let a = tensor::<2>(own[0].clone()).cast(dtype);
+                            let (low, first) = shared.next(a.dims()[0]);
                             let output = Cube::lora_output(
                                 value(flat.clone()),
                                 value(low.clone()),
                                 value(weight.clone()),
                                 value(b.clone()),
                                 pair.scaling,
+                                first,
                             );
                             (tensor::<2>(output), a, low)
                         }
@@ -259,12 +261,17 @@ impl Joint<Cube> for Linears {
         let mut found = vec![None; wanted.len()];
         let mut of_input = None;
         let mut dims = None;
-        let mut first = 1;
+        let (mut first, mut column) = (1, 0);
         for (linear, gradient) in self.0.iter().zip(gradients) {
             let pair = linear.pair.map(|_| [next(), next(), next()]);
             let dense = matches!(linear.base, Base::Dense).then(&mut next);
             let own = first..first + linear.inputs();
             first = own.end;
+            // Of `low`, where it is that of all pairs.
+            let place = column;
+            if let Some([a, ..]) = pair.as_ref().filter(|_| self.shares_input()) {
+                column += a.dims()[0];
+            }
             let Some(gradient) = gradient else {
                 continue;
             };
@@ -314,7 +321,7 @@ impl Joint<Cube> for Linears {
             let seen = linear.pair.expect("just seen").dropped(flat.clone());
             let (seen, gradient) = (value(seen), value(gradient));
             let (of_a, of_b) = match wanted[0] {
-                false => Cube::lora_gradients_of_factors(gradient, seen, low, a, b, scaling),
+                false => Cube::lora_gradients_of_factors(gradient, seen, low, a, b, scaling, place),
                 true => {
                     let weight = value(weight());
                     let adds = of_input.is_some();
@@ -322,12 +329,12 @@ impl Joint<Cube> for Linears {
                     let addend = of_input.take().map_or_else(|| seen.clone(), value);
                     let (of_x, of_a, of_b) = if dropout > 0.0 {
                         let (of_x, of_seen, of_a, of_b) = Cube::lora_gradients_apart(
-                            gradient, seen, low, weight, a, b, addend, scaling, adds,
+                            gradient, seen, low, weight, a, b, addend, scaling, place, adds,
                         );
                         (Cube::add_dropped(of_x, of_seen, dropout, seed), of_a, of_b)
                     } else {
                         Cube::lora_gradients(
-                            gradient, seen, low, weight, a, b, addend, scaling, adds,
+                            gradient, seen, low, weight, a, b, addend, scaling, place, adds,
                         )
                     };
                     of_input = Some(tensor::<2>(of_x));
@@ -348,20 +355,18 @@ impl Joint<Cube> for Linears {
     }
 }
 
-/// Every `a` below the other, what they make of x, and which row comes next.
+/// What every `a` makes of x, side by side, and which column comes next.
 struct Shared {
-    every_a: Tensor<2>,
     low: Tensor<2>,
     first: usize,
 }
 
 impl Shared {
-    /// `a` of the next pair, and what it makes of x.
-    fn next(&mut self, rank: usize) -> (Tensor<2>, Tensor<2>) {
+    /// All of it, and where the next pair's columns begin.
+    fn next(&mut self, rank: usize) -> (Tensor<2>, usize) {
         let first = self.first;
         self.first += rank;
-        let a = self.every_a.clone().narrow(0, first, rank);
-        (a, self.low.clone().narrow(1, first, rank))
+        (self.low.clone(), first)
     }
 }
 

@@ -5,6 +5,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, backend_extension};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::slice;
 use burn_cubecl::ops::permute;
 use burn_cubecl::tensor::CubeTensor;
 
@@ -29,18 +30,21 @@ pub trait LoraProducts: Backend {
         scaling: f32,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// `x Wᵀ + scaling · low Bᵀ`, where `low` is there already.
-    #[fusion(meta = |x, _, weight, _, _| spec(x, 0, weight, 0))]
+    /// `x Wᵀ + scaling · low Bᵀ`, where `low` is there already: columns of it from `first` on, as
+    /// many as `b` has.
+    #[fusion(meta = |x, _, weight, _, _, _| spec(x, 0, weight, 0))]
     fn lora_output(
         x: FloatTensor<Self>,
         low: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         b: FloatTensor<Self>,
         scaling: f32,
+        first: usize,
     ) -> FloatTensor<Self>;
 
-    /// The gradients of a and b, in f32.
-    #[fusion(meta = |_, _, _, a, b, _| (wide(a), wide(b)))]
+    /// The gradients of a and b, in f32. Here and below `low` is columns as for
+    /// [`lora_output`](Self::lora_output).
+    #[fusion(meta = |_, _, _, a, b, _, _| (wide(a), wide(b)))]
     fn lora_gradients_of_factors(
         gradient: FloatTensor<Self>,
         seen: FloatTensor<Self>,
@@ -48,12 +52,13 @@ pub trait LoraProducts: Backend {
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         scaling: f32,
+        first: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// The gradients of x, where nothing is dropped, of a and of b. That of x is added to `addend`, its
     /// gradient from elsewhere, where there is one: where `adds`.
     #[allow(clippy::too_many_arguments)]
-    #[fusion(meta = |_, seen, _, _, a, b, _, _, _| (seen.clone(), wide(a), wide(b)))]
+    #[fusion(meta = |_, seen, _, _, a, b, _, _, _, _| (seen.clone(), wide(a), wide(b)))]
     fn lora_gradients(
         gradient: FloatTensor<Self>,
         seen: FloatTensor<Self>,
@@ -63,12 +68,13 @@ pub trait LoraProducts: Backend {
         b: FloatTensor<Self>,
         addend: FloatTensor<Self>,
         scaling: f32,
+        first: usize,
         adds: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
     /// The gradients of x through the base, added likewise, and of `seen`, of a and of b.
     #[allow(clippy::too_many_arguments)]
-    #[fusion(meta = |_, seen, _, _, a, b, _, _, _| (seen.clone(), seen.clone(), wide(a), wide(b)))]
+    #[fusion(meta = |_, seen, _, _, a, b, _, _, _, _| (seen.clone(), seen.clone(), wide(a), wide(b)))]
     fn lora_gradients_apart(
         gradient: FloatTensor<Self>,
         seen: FloatTensor<Self>,
@@ -78,6 +84,7 @@ pub trait LoraProducts: Backend {
         b: FloatTensor<Self>,
         addend: FloatTensor<Self>,
         scaling: f32,
+        first: usize,
         adds: bool,
     ) -> (
         FloatTensor<Self>,
@@ -131,21 +138,24 @@ impl LoraProducts for CubeBackend {
         weight: CubeTensor,
         b: CubeTensor,
         scaling: f32,
+        first: usize,
     ) -> CubeTensor {
+        let rank = b.meta.shape()[1];
         let [weight, b] = [weight, b].map(transposed);
         #[cfg(feature = "cuda")]
         if let Some(session) = session(&x) {
             let output = empty(&x, [rows(&x), columns(&weight)], x.dtype);
+            let view = view_of(&low, first, rank);
             let products = [
                 product(&x, &weight, &output),
-                added(&low, &b, &output, scaling),
+                added(&view, &b, &output, scaling),
             ];
             if crate::cuda::product::submit(&session, &products) {
                 return output;
             }
         }
         let output = Self::matrix_product(x, weight);
-        Self::product_add(low, b, output, scaling)
+        Self::product_add(columns_of(low, first, rank), b, output, scaling)
     }
 
     fn lora_gradients_of_factors(
@@ -155,8 +165,19 @@ impl LoraProducts for CubeBackend {
         a: CubeTensor,
         b: CubeTensor,
         scaling: f32,
+        first: usize,
     ) -> (CubeTensor, CubeTensor) {
-        let found = gradients(gradient, seen, low, None, a, b, None, scaling, Of::Factors);
+        let found = gradients(
+            gradient,
+            seen,
+            (low, first),
+            None,
+            a,
+            b,
+            None,
+            scaling,
+            Of::Factors,
+        );
         let [of_a, of_b]: [CubeTensor; 2] = found.try_into().expect("two gradients");
         (of_a, of_b)
     }
@@ -170,13 +191,14 @@ impl LoraProducts for CubeBackend {
         b: CubeTensor,
         addend: CubeTensor,
         scaling: f32,
+        first: usize,
         adds: bool,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
         let (weight, addend) = (Some(weight), adds.then_some(addend));
         let found = gradients(
             gradient,
             seen,
-            low,
+            (low, first),
             weight,
             a,
             b,
@@ -197,13 +219,14 @@ impl LoraProducts for CubeBackend {
         b: CubeTensor,
         addend: CubeTensor,
         scaling: f32,
+        first: usize,
         adds: bool,
     ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
         let (weight, addend) = (Some(weight), adds.then_some(addend));
         let found = gradients(
             gradient,
             seen,
-            low,
+            (low, first),
             weight,
             a,
             b,
@@ -230,7 +253,7 @@ enum Of {
 fn gradients(
     gradient: CubeTensor,
     seen: CubeTensor,
-    low: CubeTensor,
+    (low, first): (CubeTensor, usize),
     weight: Option<CubeTensor>,
     a: CubeTensor,
     b: CubeTensor,
@@ -239,9 +262,11 @@ fn gradients(
     of: Of,
 ) -> Vec<CubeTensor> {
     let across = transposed(gradient.clone());
+    let rank = b.meta.shape()[1];
     #[cfg(feature = "cuda")]
     if let Some(session) = session(&gradient) {
         let (tokens, dtype) = (rows(&gradient), gradient.dtype);
+        let view = view_of(&low, first, rank);
         let of_low = empty(&gradient, [tokens, columns(&b)], dtype);
         let of_low_across = transposed(of_low.clone());
         let of_a = empty(&gradient, [rows(&a), columns(&a)], DType::F32);
@@ -256,7 +281,7 @@ fn gradients(
             .collect();
         let mut products = vec![
             scaled(&gradient, &b, &of_low, scaling),
-            scaled(&across, &low, &of_b, scaling),
+            scaled(&across, &view, &of_b, scaling),
             product(&of_low_across, &seen, &of_a),
         ];
         if let (Some(weight), Some(of_x)) = (&weight, of_inputs.first()) {
@@ -277,7 +302,7 @@ fn gradients(
     type This = CubeBackend;
     let of_low = This::float_mul_scalar(This::matrix_product(gradient.clone(), b), scaling.into());
     let of_a = This::wide_product(transposed(of_low.clone()), seen, 1.0);
-    let of_b = This::wide_product(across, low, scaling);
+    let of_b = This::wide_product(across, columns_of(low, first, rank), scaling);
     let mut found = vec![of_a, of_b];
     if let Some(weight) = weight.filter(|_| of != Of::Factors) {
         let of_x = match addend {
@@ -292,6 +317,15 @@ fn gradients(
     found
 }
 
+/// Some columns of a matrix.
+fn columns_of(matrix: CubeTensor, first: usize, count: usize) -> CubeTensor {
+    let [rows, columns] = [0, 1].map(|dimension| matrix.meta.shape()[dimension]);
+    match columns == count {
+        true => matrix,
+        false => slice(matrix, &[0..rows, first..first + count]),
+    }
+}
+
 fn transposed(matrix: CubeTensor) -> CubeTensor {
     permute(matrix, &[1, 0])
 }
@@ -302,8 +336,6 @@ use native::*;
 #[cfg(feature = "cuda")]
 mod native {
     use std::sync::Arc;
-
-    use burn_cubecl::ops::numeric::empty_device_dtype;
 
     use super::*;
     use crate::cuda::Session;
@@ -322,8 +354,17 @@ mod native {
     }
 
     pub(super) fn empty(like: &CubeTensor, shape: [usize; 2], dtype: DType) -> CubeTensor {
-        let shape = Shape::from(shape.to_vec());
-        empty_device_dtype(like.client.clone(), like.device.clone(), shape, dtype)
+        crate::matmul::cube::empty(like, Shape::from(shape.to_vec()), dtype)
+    }
+
+    /// Some columns of a matrix where they lie, for cuBLASLt only: burn's slices are copies unless they
+    /// begin at multiples of 512 bytes, since kernels may read vectors.
+    pub(super) fn view_of(matrix: &CubeTensor, first: usize, count: usize) -> CubeTensor {
+        let mut view = matrix.clone();
+        let offset = first * matrix.meta.strides()[1] * matrix.dtype.size();
+        view.handle = view.handle.offset_start(offset as u64);
+        view.meta.shape = Shape::from(vec![rows(matrix), count]);
+        view
     }
 
     pub(super) fn product<'a>(

@@ -17,6 +17,7 @@ use cubek::matmul::multi_level::routines::batch::double_buffering::DoubleBufferi
 use cubek::matmul::routine::BlueprintStrategy;
 use cubek::std::InputBinding;
 
+use crate::gpu::empty_like;
 use crate::gpu::operation::{Operation, Value, apply, input, tensor, value};
 
 /// See [`matmul`](crate::matmul).
@@ -114,7 +115,18 @@ impl MatrixProduct for CubeBackend {
 
 fn output(lhs: &CubeTensor, rhs: &CubeTensor, dtype: DType) -> CubeTensor {
     let shape = product_shape(lhs.meta.shape(), rhs.meta.shape());
-    empty_device_dtype(lhs.client.clone(), lhs.device.clone(), shape, dtype)
+    empty(lhs, shape, dtype)
+}
+
+/// A matrix, or a batch of them, to be written. Rows of whole 16 bytes lie one behind the other: that is
+/// all that products ask for, and what reads them needs no copy. Others are as far apart as the device
+/// likes.
+pub(crate) fn empty(like: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
+    let row_bytes = shape[shape.num_dims() - 1] * dtype.size();
+    match row_bytes.is_multiple_of(16) {
+        true => empty_like(like, shape, dtype),
+        false => empty_device_dtype(like.client.clone(), like.device.clone(), shape, dtype),
+    }
 }
 
 /// Whether NVIDIA's library took the product.

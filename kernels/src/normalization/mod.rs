@@ -64,6 +64,12 @@ pub fn residual_norm<const D: usize>(
     update: Option<Tensor<D>>,
     norm: Norm,
 ) -> (Tensor<D>, Tensor<D>) {
+    let of = |tensor: &Tensor<D>| (tensor.dims(), tensor.dtype());
+    let alike = |update| of(update) == of(&x);
+    assert!(
+        update.as_ref().is_none_or(alike),
+        "an update of another shape or type"
+    );
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&x) && cpu::rounds(x.dtype()) {
         return cpu::residual_norm(x, update, norm);

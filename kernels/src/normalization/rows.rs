@@ -5,11 +5,11 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, backend_extension};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
 
+use crate::gpu::empty_like;
 use crate::gpu::rows::{UNITS, cubes, sum_of_cube, sum_of_lanes, vector_size};
 
 /// The norms as a backend computes them, without derivatives.
@@ -179,8 +179,7 @@ impl Rows {
 }
 
 fn like(x: &CubeTensor) -> CubeTensor {
-    let (client, device) = (x.client.clone(), x.device.clone());
-    empty_device_contiguous_dtype(client, device, x.meta.shape().clone(), x.dtype)
+    empty_like(x, x.meta.shape().clone(), x.dtype)
 }
 
 /// A vector of what is normalised: of x, or of its sum with the update as it is stored.

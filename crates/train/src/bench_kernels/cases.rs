@@ -1,5 +1,7 @@
 //! The operations that are timed, at the sizes of a block.
 
+use std::cell::RefCell;
+
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use calor_kernels::{
     AdamWTensor, AdamWUpdate, AttentionOptions, FrozenWeight, HostWeight, LinearPart, Lora, Norm,
@@ -12,6 +14,7 @@ use crate::TrainError;
 
 type Attention =
     fn(Tensor<4>, Tensor<4>, Tensor<4>, Tensor<2, Int>, &AttentionOptions) -> Tensor<4>;
+type Update = fn(Vec<AdamWTensor>, f32) -> Vec<[Tensor<1>; 3]>;
 type Gated = fn(Tensor<3>, Tensor<3>) -> Tensor<3>;
 
 impl Bench<'_> {
@@ -407,14 +410,35 @@ impl Bench<'_> {
         };
         let one = |tensor: Tensor<1>| AdamWTensor {
             values: tensor.clone(),
-            gradient: tensor.clone(),
-            first: tensor.clone(),
+            gradient: tensor.clone() * 0.9,
+            first: tensor.clone() * 1.1,
             second: tensor.abs(),
             update,
         };
         let tensors: Vec<AdamWTensor> = tensors.into_iter().map(one).collect();
-        let all = |run: fn(Vec<AdamWTensor>, f32) -> Vec<[Tensor<1>; 3]>| run(tensors.clone(), 0.5);
-        let both_s = self.median_s(|| all(calor_kernels::adamw))?;
+        let all = |run: Update| run(tensors.clone(), 0.5);
+        // As in training nothing else holds gradient and moments: what an update leaves is the next
+        // one's, with the old values as its gradient.
+        let next = RefCell::new(all(reference::adamw));
+        let gradients = tensors.iter().map(|tensor| tensor.gradient.clone() * 1.0);
+        let gradients: RefCell<Vec<Tensor<1>>> = RefCell::new(gradients.collect());
+        let step = |run: Update| {
+            let (mut before, state) = (vec![], next.take());
+            let tensors = state.into_iter().zip(gradients.take());
+            let tensors = tensors.map(|([values, first, second], gradient)| {
+                before.push(values.clone());
+                AdamWTensor {
+                    values,
+                    gradient,
+                    first,
+                    second,
+                    update,
+                }
+            });
+            next.replace(run(tensors.collect(), 0.5));
+            gradients.replace(before);
+        };
+        let both_s = self.median_s(|| step(calor_kernels::adamw))?;
         let mut found = OperationTime {
             name: name.to_owned(),
             forward_s: both_s,
@@ -426,7 +450,7 @@ impl Bench<'_> {
             reference_peak_bytes: None,
         };
         if self.options.with_reference {
-            found.reference_both_s = Some(self.median_s(|| all(reference::adamw))?);
+            found.reference_both_s = Some(self.median_s(|| step(reference::adamw))?);
             let (kernel, plain) = (all(calor_kernels::adamw), all(reference::adamw));
             let names = ["values", "first", "second"];
             found.errors = names
@@ -437,8 +461,8 @@ impl Bench<'_> {
                     TensorError::of(name, pick(&kernel), pick(&plain))
                 })
                 .collect();
-            found.peak_bytes = self.peak_bytes(|| all(calor_kernels::adamw))?;
-            found.reference_peak_bytes = self.peak_bytes(|| all(reference::adamw))?;
+            found.peak_bytes = self.peak_bytes(|| step(calor_kernels::adamw))?;
+            found.reference_peak_bytes = self.peak_bytes(|| step(reference::adamw))?;
         }
         self.operations.push(found);
         Ok(())

@@ -1,7 +1,7 @@
 //! Attention in tiles for every device of CubeCL's, forward and backward (Dao 2023, FlashAttention-2):
 //! scores are never stored, the backward pass computes them again from the logarithm of each row's sum.
 //!
-//! Nothing is assumed of a device but cubes of 128 units and 16 KiB of shared memory. dK and dV are
+//! Nothing is assumed of a device but cubes of 256 units and 16 KiB of shared memory. dK and dV are
 //! summed by one cube each, dQ by a kernel of its own: no atomic additions, so the same inputs give the
 //! same bits.
 
@@ -12,7 +12,6 @@ mod tiles;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::linear::{LinearView, LinearViewMut};
@@ -22,6 +21,7 @@ use self::forward::forward_kernel;
 use self::tiles::{DOWN, Plan, ROWS, SizesLaunch};
 use super::AttentionOptions;
 use super::cube::sums_shape;
+use crate::gpu::empty_like;
 use crate::gpu::rows::{UNITS, cubes};
 
 /// The output and the logarithm of each row's sum.
@@ -35,8 +35,8 @@ pub(super) fn forward(
     let [query, key, value] = [query, key, value].map(into_contiguous);
     let launch = Launch::new(&query, &key, options);
     let runs = launch.runs(segments);
-    let output = like(&query, query.meta.shape().clone(), query.dtype);
-    let sums = like(&query, sums_shape(query.meta.shape()), DType::F32);
+    let output = empty_like(&query, query.meta.shape().clone(), query.dtype);
+    let sums = empty_like(&query, sums_shape(query.meta.shape()), DType::F32);
     // SAFETY: every index is below the sizes that the launch was made from.
     unsafe {
         forward_kernel::launch_unchecked(
@@ -71,8 +71,8 @@ pub(super) fn backward(
     let launch = Launch::new(&query, &key, options);
     let runs = launch.runs(segments);
     let [dq, dk, dv] = [&query, &key, &value]
-        .map(|tensor| like(tensor, tensor.meta.shape().clone(), tensor.dtype));
-    let deltas = like(&sums, sums.meta.shape().clone(), DType::F32);
+        .map(|tensor| empty_like(tensor, tensor.meta.shape().clone(), tensor.dtype));
+    let deltas = empty_like(&sums, sums.meta.shape().clone(), DType::F32);
     // SAFETY: as above.
     unsafe {
         query_gradient_kernel::launch_unchecked(
@@ -115,11 +115,6 @@ pub(super) fn backward(
         );
     }
     (dq, dk, dv)
-}
-
-fn like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
-    let (client, device) = (tensor.client.clone(), tensor.device.clone());
-    empty_device_contiguous_dtype(client, device, shape, dtype)
 }
 
 /// One attention on its way to the device.
@@ -182,7 +177,7 @@ impl Launch {
     fn runs(&self, segments: CubeTensor) -> CubeTensor {
         let segments = into_contiguous(segments);
         let shape = Shape::from(vec![2, self.batch, self.seq]);
-        let runs = like(&segments, shape, segments.dtype);
+        let runs = empty_like(&segments, shape, segments.dtype);
         runs_kernel::launch(
             &runs.client,
             cubes(self.batch),
