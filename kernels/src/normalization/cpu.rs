@@ -153,11 +153,12 @@ impl RowNorm {
                     let rows = sum.chunks_exact_mut(width).zip(x.chunks_exact(width));
                     for (normed, (sum, x)) in normed.chunks_exact_mut(width).zip(rows) {
                         for (sum, &x) in sum.iter_mut().zip(x) {
-                            let exact = *sum + x;
-                            *sum = match self.rounded {
-                                true => as_bf16(exact),
-                                false => exact,
-                            };
+                            *sum += x;
+                        }
+                        if self.rounded {
+                            for sum in sum.iter_mut() {
+                                *sum = bf16::from_f32(*sum).to_f32();
+                            }
                         }
                         self.normalize(normed, sum, scale, shift);
                     }
@@ -334,11 +335,6 @@ fn squares_around(row: &[f32], mean: f32) -> f32 {
     }
     let rest: f32 = rest.iter().map(|x| (x - mean) * (x - mean)).sum();
     sums.iter().sum::<f32>() + rest
-}
-
-#[inline(always)]
-fn as_bf16(x: f32) -> f32 {
-    bf16::from_f32(x).to_f32()
 }
 
 /// Sum over the rows of a matrix of `width` columns, in f64: the terms of a gradient may cancel.
