@@ -6,7 +6,8 @@
 //! CUDA products go through cuBLASLt and attention in bf16 and f16 through kernels in CUDA C++ (`cuda`).
 //! The public function picks the kernel when the tensors live on a device that has one and falls back to
 //! the reference otherwise; all are differentiable in every tracked input, and each kernel is tested
-//! against its reference or against the CPU, forward and gradient.
+//! against its reference or against the CPU, forward and gradient. What has several results (linears that
+//! read the same input, a sum and its norm) is one operation through `joint`.
 //!
 //! Shapes use one vocabulary: `batch, seq, hidden, heads, head_dim, rank, vocab`.
 
