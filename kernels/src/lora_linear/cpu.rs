@@ -108,11 +108,11 @@ impl Linear {
 }
 
 impl Linears {
-    /// With the inputs of all, `x` among them.
+    /// With the inputs of all, but `x`.
     fn parts<'a>(&'a self, inputs: &'a [FlexTensor]) -> Vec<Part<'a>> {
         let (mut first, mut column) = (1, 0);
         let part = |linear: &'a Linear| {
-            let own = &inputs[first..first + linear.inputs()];
+            let own = &inputs[first - 1..][..linear.inputs()];
             let rank = match linear.adapter {
                 Some(_) => dims(&own[linear.factor()])[0],
                 None => 0,
@@ -267,7 +267,7 @@ impl JointOperation for Linears {
         let x = values(&wide_x);
         let tokens = x.len() / width.max(1);
         let flat = View::new(x, tokens, width);
-        let parts = self.parts(&inputs);
+        let parts = self.parts(&inputs[1..]);
         let ranks = ranks(&parts);
         let low = if self.drops_nothing() {
             let a = every_a(&parts);
@@ -310,25 +310,29 @@ impl JointOperation for Linears {
         wanted: &[bool],
     ) -> Vec<Option<FlexTensor>> {
         let mut results = vec![None; wanted.len()];
-        let (inputs, low) = saved.split_at(wanted.len());
-        let wide_x = wide(inputs[0].clone());
+        let mut saved = saved.into_iter();
+        let mut next = || saved.next().expect("what forward kept");
+        // What was stored goes when it is widened.
+        let wide_x = wide(next());
+        let inputs: Vec<FlexTensor> = (1..wanted.len()).map(|_| next()).collect();
+        let low = next();
         let x = values(&wide_x);
-        let width = *dims(&inputs[0]).last().expect("three dimensions");
+        let width = *dims(&wide_x).last().expect("three dimensions");
         let tokens = x.len() / width.max(1);
         let flat = View::new(x, tokens, width);
-        let parts = self.parts(inputs);
+        let parts = self.parts(&inputs);
         let ranks = ranks(&parts);
-        let low = View::new(values(&low[0]), tokens, ranks);
+        let low = View::new(values(&low), tokens, ranks);
 
         let mut for_input = None;
         // The gradient at the output of every `a`, from which both the input and `a` get theirs.
         let mut inner = zeros(tokens * ranks);
-        for (part, gradient) in parts.iter().zip(&gradients) {
+        for (part, gradient) in parts.iter().zip(gradients) {
             let Some(gradient) = gradient else {
                 continue;
             };
             let [outputs, _] = part.shape();
-            let gradient = wide(gradient.clone());
+            let gradient = wide(gradient);
             let upstream = View::new(values(&gradient), tokens, outputs);
             if wanted[0] {
                 for_input = Some(part.through_base(upstream, for_input));
@@ -401,7 +405,7 @@ impl JointOperation for Linears {
                 }
             }
         }
-        results[0] = for_input.map(|output| tensor(output, dims(&inputs[0])));
+        results[0] = for_input.map(|output| tensor(output, dims(&wide_x)));
         results
     }
 }
