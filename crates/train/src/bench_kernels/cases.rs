@@ -336,7 +336,11 @@ impl Bench<'_> {
         }
         if self.wanted("rotary") {
             let x = self.of([batch, seq, heads, head_dim]).require_grad();
-            let tables = [(); 2].map(|()| self.of([batch, seq, head_dim]));
+            // Both halves of a table are the same.
+            let tables = [(); 2].map(|()| {
+                let half: Tensor<3> = self.of([batch, seq, head_dim / 2]);
+                Tensor::cat(vec![half.clone(), half], 2)
+            });
             let [cos, sin] = &tables;
             self.time(
                 "rotary",

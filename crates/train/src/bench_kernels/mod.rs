@@ -151,14 +151,19 @@ struct Work {
 impl Bench<'_> {
     fn measure_peaks(&mut self) -> Result<(), TrainError> {
         let on_host = !self.options.device.is_asynchronous();
-        let size = if on_host { 2048 } else { 8192 };
+        // Of a graphics adapter every buffer has to fit into one binding, 128 MiB of many.
+        let (size, rows) = match self.options.device {
+            DeviceSpec::Cpu => (2048, 0),
+            DeviceSpec::Cuda(_) => (8192, 1 << 16),
+            DeviceSpec::Wgpu(_) => (4096, 1 << 12),
+        };
         let (a, b) = (self.of([size, size]), self.of([size, size]));
         let elapsed_s = self.sorted_s(|| calor_kernels::matmul(a.clone(), b.clone()))?[0];
         self.peak_flops = 2.0 * (size as f64).powi(3) / elapsed_s;
         self.peak_bytes_per_s = match on_host {
             true => host_copy_rate(),
             false => {
-                let [rows, columns] = [1 << 16, 1 << 12];
+                let columns = 1 << 12;
                 let large = self.of([rows, columns]);
                 let elapsed_s = self.sorted_s(|| large.clone() * 2.0)?[0];
                 (2 * rows * columns * self.dtype.size()) as f64 / elapsed_s
