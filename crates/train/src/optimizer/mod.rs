@@ -159,7 +159,7 @@ pub(crate) trait TensorState {
 /// What is kept of one tensor.
 enum State {
     /// Moved with all others that have moments in f32.
-    AdamW(adamw::Moments),
+    AdamW(Box<adamw::Moments>),
     /// Moved by itself.
     Alone(Box<dyn TensorState>),
 }
@@ -299,7 +299,8 @@ impl Optimizer {
         for ((name, update), [values, first, second]) in names.into_iter().zip(&updates).zip(moved)
         {
             let moments = adamw::Moments::after(update, first, second);
-            self.states.insert(name.clone(), State::AdamW(moments));
+            self.states
+                .insert(name.clone(), State::AdamW(Box::new(moments)));
             replace.0.insert(name, values);
         }
         parameters.visit_parameters(&mut replace);
@@ -363,14 +364,14 @@ impl Optimizer {
                 State::Alone(Box::new(moments))
             }
             OptimizerOptions::AdamW(options) | OptimizerOptions::AdamW8Bit(options) => {
-                State::AdamW(adamw::Moments::new(options, values))
+                State::AdamW(Box::new(adamw::Moments::new(options, values)))
             }
             OptimizerOptions::ScheduleFreeAdamW(options) => {
                 State::Alone(Box::new(schedule_free::Averaging::new(options, values)))
             }
             OptimizerOptions::Muon { factors, others } => match muon::applies(name, shape) {
                 true => State::Alone(Box::new(muon::Momentum::new(factors, values))),
-                false => State::AdamW(adamw::Moments::new(others, values)),
+                false => State::AdamW(Box::new(adamw::Moments::new(others, values))),
             },
             OptimizerOptions::Sgd(options) => State::Alone(Box::new(sgd::Momentum::new(options))),
         }
@@ -392,7 +393,7 @@ impl Optimizer {
                 others: options, ..
             } => {
                 let moments = adamw::Moments::restore(options, saved, device)?;
-                return Ok(State::AdamW(moments));
+                return Ok(State::AdamW(Box::new(moments)));
             }
             OptimizerOptions::ScheduleFreeAdamW(options) => {
                 Box::new(schedule_free::Averaging::restore(options, saved, device)?)
