@@ -10,32 +10,13 @@ use crate::cpu::elementary::{block_rows, dot, filled_beside, map_rows, map_rows2
 use crate::cpu::operation::{JointOperation, apply_joint, dims, input, owned, tensor, values};
 use crate::joint::Results;
 
-/// The norm of `x`.
-pub(super) fn norm<const D: usize>(x: Tensor<D>, norm: Norm) -> Tensor<D> {
-    apply(Form::Alone, x, None, norm).remove(0)
-}
-
-/// The sum, or `x`, and the norm of it.
-pub(super) fn residual_norm<const D: usize>(
-    x: Tensor<D>,
-    update: Option<Tensor<D>>,
-    norm: Norm,
-) -> (Tensor<D>, Tensor<D>) {
-    let form = match update {
-        Some(_) => Form::Added,
-        None => Form::Forked,
-    };
-    let found = apply(form, x, update, norm);
-    let [sum, normed] = found.try_into().expect("a sum and its norm");
-    (sum, normed)
-}
-
 /// Whether a sum of this type is rounded here as it is when it is stored.
 pub(super) fn rounds(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::BF16)
 }
 
-fn apply<const D: usize>(
+/// The results of a form: the norm last.
+pub(super) fn apply<const D: usize>(
     form: Form,
     x: Tensor<D>,
     update: Option<Tensor<D>>,
@@ -65,11 +46,6 @@ struct RowNorm {
 }
 
 impl RowNorm {
-    /// Where the weight stands among the inputs.
-    fn weight(&self) -> usize {
-        1 + usize::from(self.form == Form::Added)
-    }
-
     /// Mean, 0 where it stays, and the reciprocal of the standard deviation of a row.
     #[inline(always)]
     fn statistics(&self, row: &[f32]) -> (f32, f32) {
@@ -292,7 +268,7 @@ impl JointOperation for RowNorm {
         let beside = gradients.pop().flatten();
         if let Some(through) = &through {
             let gradient = values(through);
-            let (weight, bias) = (self.weight(), self.weight() + 1);
+            let (weight, bias) = (self.form.weight(), self.form.weight() + 1);
             if wanted[weight] {
                 results[weight] = Some(self.of_weight(values(&input), gradient, scale.len()));
             }
@@ -301,9 +277,9 @@ impl JointOperation for RowNorm {
                 results[bias] = Some(tensor(sums, [scale.len()]));
             }
         }
-        if wanted[..self.weight()].contains(&true) {
+        if wanted[..self.form.weight()].contains(&true) {
             let of_input = self.of_input(&input, scale, through, beside);
-            for result in &mut results[..self.weight()] {
+            for result in &mut results[..self.form.weight()] {
                 *result = of_input.clone();
             }
         }

@@ -10,27 +10,8 @@ use super::{Form, Norm};
 use crate::gpu::operation::{JointOperation, Value, apply_joint, input, tensor, value};
 use crate::joint::{Joint, Results};
 
-/// The norm of `x`.
-pub(super) fn norm<const D: usize>(x: Tensor<D>, norm: Norm) -> Tensor<D> {
-    apply(Form::Alone, x, None, norm).remove(0)
-}
-
-/// The sum, or `x`, and the norm of it.
-pub(super) fn residual_norm<const D: usize>(
-    x: Tensor<D>,
-    update: Option<Tensor<D>>,
-    norm: Norm,
-) -> (Tensor<D>, Tensor<D>) {
-    let form = match update {
-        Some(_) => Form::Added,
-        None => Form::Forked,
-    };
-    let found = apply(form, x, update, norm);
-    let [sum, normed] = found.try_into().expect("a sum and its norm");
-    (sum, normed)
-}
-
-fn apply<const D: usize>(
+/// The results of a form: the norm last.
+pub(super) fn apply<const D: usize>(
     form: Form,
     x: Tensor<D>,
     update: Option<Tensor<D>>,
@@ -58,11 +39,6 @@ struct RowNorm<const D: usize> {
 }
 
 impl<const D: usize> RowNorm<D> {
-    /// Where the weight stands among the inputs.
-    fn weight(&self) -> usize {
-        1 + usize::from(self.form == Form::Added)
-    }
-
     /// x of mean square 1.
     fn normalized(&self, x: Tensor<D>) -> Tensor<D> {
         let mut x = x.cast(DType::F32);
@@ -159,7 +135,7 @@ impl<const D: usize> Joint<Cube> for RowNorm<D> {
         let mut found = vec![None; wanted.len()];
         let through = gradients.pop().flatten();
         let beside = gradients.pop().flatten();
-        let (inputs, parameters) = wanted.split_at(self.weight());
+        let (inputs, parameters) = wanted.split_at(self.form.weight());
         if let Some(gradient) = &through
             && parameters.contains(&true)
         {
@@ -176,15 +152,15 @@ impl<const D: usize> Joint<Cube> for RowNorm<D> {
                 value::<1>(sum.cast(weight_dtype))
             };
             if parameters[0] {
-                found[self.weight()] = Some(summed(gradient.clone() * normalized));
+                found[self.form.weight()] = Some(summed(gradient.clone() * normalized));
             }
             if parameters.get(1) == Some(&true) {
-                found[self.weight() + 1] = Some(summed(gradient));
+                found[self.form.weight() + 1] = Some(summed(gradient));
             }
         }
         if inputs.contains(&true) {
             let of_input = self.of_input(x, weight, through, beside);
-            for place in &mut found[..self.weight()] {
+            for place in &mut found[..self.form.weight()] {
                 *place = of_input.clone();
             }
         }

@@ -72,11 +72,11 @@ pub fn residual_norm<const D: usize>(
     );
     #[cfg(feature = "cpu")]
     if crate::on_cpu(&x) && cpu::rounds(x.dtype()) {
-        return cpu::residual_norm(x, update, norm);
+        return pair(cpu::apply(Form::of(&update), x, update, norm));
     }
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     if crate::gpu::serves(&x) {
-        return cube::residual_norm(x, update, norm);
+        return pair(cube::apply(Form::of(&update), x, update, norm));
     }
     let sum = match update {
         Some(update) => x + update,
@@ -89,11 +89,11 @@ impl Norm {
     fn of<const D: usize>(self, input: Tensor<D>) -> Tensor<D> {
         #[cfg(feature = "cpu")]
         if crate::on_cpu(&input) {
-            return cpu::norm(input, self);
+            return cpu::apply(Form::Alone, input, None, self).remove(0);
         }
         #[cfg(any(feature = "cuda", feature = "wgpu"))]
         if crate::gpu::serves(&input) {
-            return cube::norm(input, self);
+            return cube::apply(Form::Alone, input, None, self).remove(0);
         }
         match self.bias {
             Some(bias) => reference::layer_norm(input, self.weight, bias, self.epsilon),
@@ -112,6 +112,29 @@ enum Form {
     Forked,
     /// The sum of the first two; that, and its norm.
     Added,
+}
+
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+impl Form {
+    /// Of a norm beside what it is of.
+    fn of<const D: usize>(update: &Option<Tensor<D>>) -> Form {
+        match update {
+            Some(_) => Form::Added,
+            None => Form::Forked,
+        }
+    }
+
+    /// Where the weight stands among the inputs.
+    fn weight(self) -> usize {
+        1 + usize::from(self == Form::Added)
+    }
+}
+
+/// What is normalised, and its norm.
+#[cfg(any(feature = "cpu", feature = "cuda", feature = "wgpu"))]
+fn pair<const D: usize>(found: Vec<Tensor<D>>) -> (Tensor<D>, Tensor<D>) {
+    let [sum, normed] = found.try_into().expect("a sum and its norm");
+    (sum, normed)
 }
 
 #[cfg(all(test, feature = "cpu"))]
