@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
+#include <setjmp.h>
 #include <ucontext.h>
 #include <vector>
 
@@ -39,16 +41,30 @@ struct Warp {
 };
 struct Fiber {
     ucontext_t context;
-    std::vector<char> stack;
-    bool done = false;
+    jmp_buf place;
+    bool started = false, done = false;
 };
-static ucontext_t scheduler;
+#define STACK_BYTES (128 << 10)
+static jmp_buf scheduler;
 static std::vector<Fiber> fibers;
+// Kept from block to block: a new one's pages would cost more than what runs on it.
+static std::vector<std::unique_ptr<char[]>> stacks;
 static std::vector<Warp> warps;
 static int arrived, current;
 static unsigned turn;
 
-static void yield() { swapcontext(&fibers[current].context, &scheduler); }
+// By jumps, since `swapcontext` asks the system about signals each time.
+static void yield() {
+    if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
+}
+
+__attribute__((noinline)) static void resume() {
+    if (_setjmp(scheduler)) return;
+    Fiber &fiber = fibers[current];
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    setcontext(&fiber.context);
+}
 
 // All lanes of a warp hand in a pointer; the last one to come does the work for all.
 static void together(void *mine, const std::function<void(void **)> &work) {
@@ -68,7 +84,7 @@ static std::function<void()> body;
 static void enter() {
     body();
     fibers[current].done = true;
-    swapcontext(&fibers[current].context, &scheduler);
+    _longjmp(scheduler, 1);
 }
 
 static void launch(Index grid, unsigned threads, std::function<void()> kernel) {
@@ -85,11 +101,12 @@ static void launch(Index grid, unsigned threads, std::function<void()> kernel) {
                 fibers.resize(threads);
                 warps.assign((threads + WARP - 1) / WARP, Warp());
                 arrived = 0;
-                for (auto &fiber : fibers) {
-                    fiber.stack.resize(128 << 10);
-                    getcontext(&fiber.context);
-                    fiber.context.uc_stack = {fiber.stack.data(), 0, fiber.stack.size()};
-                    makecontext(&fiber.context, enter, 0);
+                while (stacks.size() < threads) stacks.emplace_back(new char[STACK_BYTES]);
+                for (unsigned thread = 0; thread < threads; thread++) {
+                    ucontext_t &context = fibers[thread].context;
+                    getcontext(&context);
+                    context.uc_stack = {stacks[thread].get(), 0, STACK_BYTES};
+                    makecontext(&context, enter, 0);
                 }
                 for (bool running = true; running;) {
                     running = false;
@@ -97,7 +114,7 @@ static void launch(Index grid, unsigned threads, std::function<void()> kernel) {
                         if (fibers[current].done) continue;
                         running = true;
                         threadIdx = {(unsigned)current, 0, 0};
-                        swapcontext(&scheduler, &fibers[current].context);
+                        resume();
                     }
                 }
             }

@@ -15,13 +15,10 @@ use crate::cuda::{Session, WORKSPACE_BYTES};
 use crate::gpu::empty_like;
 
 const SOURCE: &str = include_str!("flash.cu");
-const MOST_HEAD_DIM: usize = 128;
-/// Warps of a block, 16 rows each.
-const FORWARD_WARPS: u32 = 4;
-const BACKWARD_WARPS: u32 = 4;
-/// Rows of the other side that a block holds at a time; `COLUMNS` of the source.
-const COLUMNS: u32 = 64;
+const MOST_HEAD_DIM: usize = 256;
 const WARP: u32 = 32;
+/// What a kernel shares beside its tiles is less than this.
+const OTHER_SHARED_BYTES: u32 = 1024;
 const BOUND_THREADS: u32 = 1024;
 
 /// Whether these kernels serve such queries, with keys and values of the same type.
@@ -40,7 +37,10 @@ pub(super) fn serves(query: &Tensor<4>, options: &AttentionOptions) -> bool {
     let Some(Ok(session)) = Session::of(device) else {
         return false;
     };
-    module(&session, query.dtype(), head_dim, options).is_ok()
+    let Some(tiles) = Tiles::new(head_dim, options, session.shared_bytes) else {
+        return false;
+    };
+    module(&session, query.dtype(), head_dim, tiles, options).is_ok()
 }
 
 /// The output, and the logarithm to base 2 of each row's sum.
@@ -61,13 +61,12 @@ pub(super) fn forward(
         arguments.output = at[4];
         arguments.sums = at[5];
         run.bounds(&mut arguments, at[3])?;
-        run.launch(
-            "attention_forward",
-            FORWARD_WARPS,
-            run.heads,
-            FORWARD_WARPS * 16 + 4 * COLUMNS,
-            &mut arguments,
-        )
+        let (name, tall) = match run.tall() {
+            true => ("attention_forward_tall", 2),
+            false => ("attention_forward", 1),
+        };
+        let rows = run.tiles.forward_rows(tall);
+        run.launch(name, run.heads, tall, rows, &mut arguments)
     });
     (output, sums)
 }
@@ -98,21 +97,14 @@ pub(super) fn backward(
         arguments.key_gradient_strides = Strides::of(dk);
         run.bounds(&mut arguments, at[3])?;
         run.deltas(&mut arguments)?;
-        let rows = 2 * (BACKWARD_WARPS * 16) + 2 * COLUMNS;
-        run.launch(
-            "attention_query_gradient",
-            BACKWARD_WARPS,
-            run.heads,
-            rows,
-            &mut arguments,
-        )?;
-        run.launch(
-            "attention_key_value_gradient",
-            BACKWARD_WARPS,
-            run.kv_heads,
-            rows,
-            &mut arguments,
-        )
+        let (name, tall) = match run.tall() {
+            true => ("attention_query_gradient_tall", 2),
+            false => ("attention_query_gradient", 1),
+        };
+        let rows = run.tiles.backward_rows(tall);
+        run.launch(name, run.heads, tall, rows, &mut arguments)?;
+        let (name, rows) = ("attention_key_value_gradient", run.tiles.backward_rows(1));
+        run.launch(name, run.kv_heads, 1, rows, &mut arguments)
     });
     let [dq, dk, dv] = found;
     (dq, dk, dv)
@@ -139,12 +131,16 @@ where
     let session = Session::of(&query.device)
         .and_then(Result::ok)
         .expect("asked only where `serves` found a session");
-    let module = module(&session, query.dtype, shape[3], options)
+    let tiles = Tiles::new(shape[3], options, session.shared_bytes)
+        .expect("asked only where `serves` found room for the tiles");
+    let module = module(&session, query.dtype, shape[3], tiles, options)
         .expect("asked only where `serves` compiled it");
     let submitted = session.run(&query.client, tensors, |queue, at| {
         let run = Run {
             module: &module,
             queue,
+            tiles,
+            multiprocessors: session.multiprocessors,
             options: *options,
             batch: shape[0] as u32,
             seq: shape[1] as u32,
@@ -164,14 +160,15 @@ fn module(
     session: &Session,
     dtype: DType,
     head_dim: usize,
+    tiles: Tiles,
     options: &AttentionOptions,
 ) -> Result<Arc<Module>, String> {
     let macros = [
         ("HEAD_DIM", padded(head_dim as u32)),
         ("HALF", u32::from(dtype == DType::F16)),
         ("CAPPED", u32::from(options.soft_cap.is_some())),
-        ("FORWARD_WARPS", FORWARD_WARPS),
-        ("BACKWARD_WARPS", BACKWARD_WARPS),
+        ("WARPS", tiles.warps),
+        ("COLUMNS", tiles.columns),
     ];
     session.module(
         SOURCE,
@@ -181,6 +178,69 @@ fn module(
 
 fn padded(head_dim: u32) -> u32 {
     head_dim.next_multiple_of(16)
+}
+
+/// What a block works on at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tiles {
+    /// Of a block, 16 rows each.
+    warps: u32,
+    /// Rows of the other side that a block holds at a time.
+    columns: u32,
+    /// Whether a warp can have 32 rows of queries.
+    can_be_tall: bool,
+}
+
+impl Tiles {
+    /// The largest that fit into what a block may share; none if even the smallest do not. A warp holds
+    /// the sums of its rows in registers, which wide heads leave fewer of for the scores.
+    fn new(head_dim: usize, options: &AttentionOptions, shared_bytes: u32) -> Option<Tiles> {
+        let columns = if head_dim <= 128 { 64 } else { 32 };
+        let room = shared_bytes.checked_sub(OTHER_SHARED_BYTES)?;
+        let fits = |rows: u32| rows * row_bytes(head_dim as u32) <= room;
+        let of = |warps| Tiles {
+            warps,
+            columns,
+            can_be_tall: false,
+        };
+        let tiles = [4, 2]
+            .map(of)
+            .into_iter()
+            .find(|tiles| fits(tiles.forward_rows(1).max(tiles.backward_rows(1))))?;
+        let registers = head_dim <= 128 && options.soft_cap.is_none();
+        Some(Tiles {
+            can_be_tall: registers && fits(tiles.forward_rows(2).max(tiles.backward_rows(2))),
+            ..tiles
+        })
+    }
+
+    /// Whether a warp has 32 rows of queries: where that leaves enough blocks for every multiprocessor to
+    /// hold two. `CALOR_CUDA_ATTENTION_ROWS` is 16 or 32, for measuring.
+    fn tall(self, heads_of_all: u32, seq: u32, multiprocessors: u32) -> bool {
+        let asked = std::env::var("CALOR_CUDA_ATTENTION_ROWS").unwrap_or_default();
+        let blocks = heads_of_all * seq.div_ceil(2 * self.warps * 16);
+        self.can_be_tall
+            && match asked.as_str() {
+                "16" => false,
+                "32" => true,
+                _ => blocks >= 2 * multiprocessors,
+            }
+    }
+
+    /// Queries, and two stages of keys and values.
+    fn forward_rows(self, tall: u32) -> u32 {
+        self.warps * 16 * tall + 4 * self.columns
+    }
+
+    /// Rows of two tensors on one side and of two on the other, of which tall tiles hold half as many.
+    fn backward_rows(self, tall: u32) -> u32 {
+        2 * (self.warps * 16) * tall + 2 * self.columns / tall
+    }
+}
+
+/// A row of a head in shared memory; `ROW_LENGTH` of the source.
+fn row_bytes(head_dim: u32) -> u32 {
+    (padded(head_dim) + 8) * 2
 }
 
 /// What the kernels hand each other in the session's workspace.
@@ -248,6 +308,8 @@ struct Arguments {
 struct Run<'a> {
     module: &'a Module,
     queue: &'a crate::cuda::Queue<'a>,
+    tiles: Tiles,
+    multiprocessors: u32,
     options: AttentionOptions,
     batch: u32,
     seq: u32,
@@ -258,6 +320,11 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    fn tall(&self) -> bool {
+        let heads = self.batch * self.heads;
+        self.tiles.tall(heads, self.seq, self.multiprocessors)
+    }
+
     /// What both passes need; `tensors` are query, key, value and output.
     fn arguments(&self, tensors: [&CubeTensor; 4], at: [u64; 3]) -> Arguments {
         let bounds = self.queue.workspace;
@@ -330,19 +397,23 @@ impl Run<'_> {
         }
     }
 
-    /// A kernel whose blocks have `warps` of 16 rows each and hold `shared_rows` rows of a head.
+    /// A kernel whose warps have `tall` times 16 rows and whose blocks hold `shared_rows` rows of a head.
     fn launch(
         &self,
         name: &str,
-        warps: u32,
         heads: u32,
+        tall: u32,
         shared_rows: u32,
         arguments: &mut Arguments,
     ) -> Result<(), crate::cuda::Refused> {
         let launch = Launch {
-            blocks: [self.seq.div_ceil(warps * 16), heads, self.batch],
-            threads: warps * WARP,
-            shared_bytes: shared_rows * (padded(self.head_dim) + 8) * 2,
+            blocks: [
+                self.seq.div_ceil(self.tiles.warps * 16 * tall),
+                heads,
+                self.batch,
+            ],
+            threads: self.tiles.warps * WARP,
+            shared_bytes: shared_rows * row_bytes(self.head_dim),
         };
         // SAFETY: as above.
         unsafe {
@@ -354,4 +425,52 @@ impl Run<'_> {
 
 fn pointer<T>(value: &mut T) -> *mut c_void {
     (&raw mut *value).cast()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_fit_into_what_a_block_may_share() {
+        let plain = AttentionOptions {
+            scale: 1.0,
+            causal: true,
+            window: None,
+            soft_cap: None,
+        };
+        let bounded = AttentionOptions {
+            soft_cap: Some(50.0),
+            ..plain
+        };
+        let found = |head_dim, options, kib: u32| {
+            let tiles = Tiles::new(head_dim, options, kib << 10)?;
+            Some((tiles.warps, tiles.columns, tiles.can_be_tall))
+        };
+        // Hopper, Ampere's largest, a workstation's card, and what any card has.
+        assert_eq!(found(128, &plain, 227), Some((4, 64, true)));
+        assert_eq!(found(128, &bounded, 227), Some((4, 64, false)));
+        assert_eq!(found(256, &bounded, 227), Some((4, 32, false)));
+        assert_eq!(found(256, &plain, 163), Some((4, 32, false)));
+        assert_eq!(found(128, &plain, 99), Some((4, 64, false)));
+        assert_eq!(found(64, &plain, 99), Some((4, 64, true)));
+        assert_eq!(found(256, &plain, 99), Some((2, 32, false)));
+        assert_eq!(found(256, &plain, 48), None);
+    }
+
+    #[test]
+    fn warps_have_more_rows_where_blocks_are_enough() {
+        let tiles = Tiles {
+            warps: 4,
+            columns: 64,
+            can_be_tall: true,
+        };
+        assert!(tiles.tall(64, 4096, 132));
+        assert!(!tiles.tall(64, 512, 132));
+        let never = Tiles {
+            can_be_tall: false,
+            ..tiles
+        };
+        assert!(!never.tall(64, 4096, 132));
+    }
 }

@@ -2,16 +2,16 @@
 // never stored, the backward pass computes them again from the logarithm of each row's sum.
 //
 // Compiled at run time after `primitives.cu`, with HEAD_DIM (a multiple of 16; shorter heads are padded
-// with zeros), HALF (0: bf16, 1: f16) and CAPPED (scores are bounded). A query sees the keys from `key_first` up to `key_end`, which
-// is all there is to causality, windows and packed segments; padding sees nothing.
+// with zeros), WARPS (of a block, 16 rows each), COLUMNS (rows of the other side that a block holds at a
+// time, a multiple of 16), HALF (0: bf16, 1: f16) and CAPPED (scores are bounded). A query sees the keys
+// from `key_first` up to `key_end`, which is all there is to causality, windows and packed segments;
+// padding sees nothing.
 //
 // dK and dV are summed by one block each, dQ by a kernel of its own: no atomic additions, so the same
 // inputs give the same bits.
 
-#define FORWARD_ROWS (FORWARD_WARPS * 16)
-#define BACKWARD_ROWS (BACKWARD_WARPS * 16)
-#define COLUMNS 64
-#define TILES (COLUMNS / 8)
+#define ROWS (WARPS * 16)
+#define THREADS (WARPS * WARP)
 // A row is 16 bytes longer than its numbers: eight rows at one column lie in different banks.
 #define ROW_LENGTH (HEAD_DIM + 8)
 #define CHUNKS (HEAD_DIM / 8)
@@ -43,10 +43,10 @@ struct Arguments {
 
 // Rows `first` and on of one head into shared memory, zeros beyond its end; complete after
 // `wait_for_copies`.
-template <int ROWS, int THREADS>
+template <int COUNT>
 __device__ __forceinline__ void copy_rows(element *tile, const element *from, long long stride, int first,
                                           int seq, int head_dim) {
-    for (int index = threadIdx.x; index < ROWS * CHUNKS; index += THREADS) {
+    for (int index = threadIdx.x; index < COUNT * CHUNKS; index += THREADS) {
         int row = index / CHUNKS, column = index % CHUNKS * 8;
         bool there = first + row < seq && column < head_dim;
         const element *source = there ? from + (first + row) * stride + column : from;
@@ -54,46 +54,68 @@ __device__ __forceinline__ void copy_rows(element *tile, const element *from, lo
     }
 }
 
-// c[16, COLUMNS] = a[16, HEAD_DIM] · b[COLUMNS, HEAD_DIM]ᵀ, both in shared memory; one warp.
-__device__ __forceinline__ void product_of_rows(float (&c)[TILES][4], const element *a, const element *b) {
+template <int TALL, int COUNT> __device__ __forceinline__ void clear(float (&sums)[TALL][COUNT][4]) {
+#pragma unroll
+    for (int tall = 0; tall < TALL; tall++)
+#pragma unroll
+        for (int at = 0; at < COUNT; at++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[tall][at][i] = 0.0f;
+}
+
+// c[16 · TALL, 8 · TILES] = a[16 · TALL, HEAD_DIM] · b[8 · TILES, HEAD_DIM]ᵀ, both in shared memory; one
+// warp, which reads b once for all its rows.
+template <int TALL, int TILES>
+__device__ __forceinline__ void product_of_rows(float (&c)[TALL][TILES][4], const element *a, const element *b) {
     int lane = threadIdx.x % WARP;
     unsigned a_at = address(a + (lane & 15) * ROW_LENGTH + (lane >> 4) * 8);
     unsigned b_at = address(b + ((lane & 7) + ((lane >> 4) << 3)) * ROW_LENGTH + ((lane >> 3) & 1) * 8);
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) c[tile][i] = 0.0f;
+    clear(c);
 #pragma unroll
     for (int inner = 0; inner < HEAD_DIM / 16; inner++) {
-        unsigned rows[4];
-        load_matrices(rows, a_at + inner * 32);
+        unsigned rows[TALL][4];
+#pragma unroll
+        for (int tall = 0; tall < TALL; tall++)
+            load_matrices(rows[tall], a_at + (tall * 16 * ROW_LENGTH + inner * 16) * 2);
 #pragma unroll
         for (int tile = 0; tile < TILES; tile += 2) {
             unsigned columns[4];
             load_matrices(columns, b_at + (tile * 8 * ROW_LENGTH + inner * 16) * 2);
-            multiply(c[tile], rows, columns[0], columns[1]);
-            multiply(c[tile + 1], rows, columns[2], columns[3]);
+#pragma unroll
+            for (int tall = 0; tall < TALL; tall++) {
+                multiply(c[tall][tile], rows[tall], columns[0], columns[1]);
+                multiply(c[tall][tile + 1], rows[tall], columns[2], columns[3]);
+            }
         }
     }
 }
 
-// sum[16, HEAD_DIM] += weights[16, COLUMNS] · b[COLUMNS, HEAD_DIM]; the weights of one warp are in its
-// registers as `product_of_rows` left them, and are rounded here.
-__device__ __forceinline__ void add_product(float (&sum)[CHUNKS][4], const float (&weights)[TILES][4],
+// sum[16 · TALL, HEAD_DIM] += weights[16 · TALL, 8 · TILES] · b[8 · TILES, HEAD_DIM]; the weights of one
+// warp are in its registers as `product_of_rows` left them, and are rounded here.
+template <int TALL, int TILES>
+__device__ __forceinline__ void add_product(float (&sum)[TALL][CHUNKS][4], const float (&weights)[TALL][TILES][4],
                                             const element *b) {
     int lane = threadIdx.x % WARP;
     unsigned b_at = address(b + (lane & 15) * ROW_LENGTH + ((lane >> 4) << 3));
 #pragma unroll
-    for (int inner = 0; inner < COLUMNS / 16; inner++) {
-        const float(&left)[4] = weights[2 * inner], (&right)[4] = weights[2 * inner + 1];
-        unsigned rows[4] = {packed(left[0], left[1]), packed(left[2], left[3]), packed(right[0], right[1]),
-                            packed(right[2], right[3])};
+    for (int inner = 0; inner < TILES / 2; inner++) {
+        unsigned rows[TALL][4];
+#pragma unroll
+        for (int tall = 0; tall < TALL; tall++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float *pair = &weights[tall][2 * inner + i / 2][i % 2 * 2];
+                rows[tall][i] = packed(pair[0], pair[1]);
+            }
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; chunk += 2) {
             unsigned columns[4];
             load_matrices_transposed(columns, b_at + (inner * 16 * ROW_LENGTH + chunk * 8) * 2);
-            multiply(sum[chunk], rows, columns[0], columns[1]);
-            multiply(sum[chunk + 1], rows, columns[2], columns[3]);
+#pragma unroll
+            for (int tall = 0; tall < TALL; tall++) {
+                multiply(sum[tall][chunk], rows[tall], columns[0], columns[1]);
+                multiply(sum[tall][chunk + 1], rows[tall], columns[2], columns[3]);
+            }
         }
     }
 }
@@ -124,28 +146,50 @@ __device__ __forceinline__ float score_of(float product, float scale, float cap,
 #endif
 }
 
-// The smallest first and the largest end over the rows of a block; an empty row has no part.
-__device__ __forceinline__ void joined_range(int (&range)[2], const int (&first)[2], const int (&end)[2]) {
+// From the smallest first to the largest end over the rows of a warp, and of the block; an empty row has
+// no part.
+struct Range {
+    int begin, end;
+
+    // Whether some row of the warp sees one of `count` places from `start` on. Where none does, the warp has
+    // nothing to do: rows of other patients, and what comes later.
+    __device__ __forceinline__ bool meets(int start, int count) const { return start < end && start + count > begin; }
+};
+
+template <int COUNT>
+__device__ __forceinline__ Range joined_range(int (&range)[2], const int (&first)[COUNT], const int (&end)[COUNT]) {
     if (threadIdx.x == 0) range[0] = 0x7fffffff, range[1] = 0;
     __syncthreads();
-    for (int i = 0; i < 2; i++)
-        if (threadIdx.x % 4 == 0 && first[i] < end[i]) {
-            atomicMin(&range[0], first[i]);
-            atomicMax(&range[1], end[i]);
+    Range mine = {0x7fffffff, 0};
+#pragma unroll
+    for (int i = 0; i < COUNT; i++)
+        if (first[i] < end[i]) {
+            mine.begin = min(mine.begin, first[i]);
+            mine.end = max(mine.end, end[i]);
         }
+    for (int step = 16; step > 0; step /= 2) {
+        mine.begin = min(mine.begin, __shfl_xor_sync(0xffffffff, mine.begin, step));
+        mine.end = max(mine.end, __shfl_xor_sync(0xffffffff, mine.end, step));
+    }
+    if (threadIdx.x % WARP == 0) {
+        atomicMin(&range[0], mine.begin);
+        atomicMax(&range[1], mine.end);
+    }
     __syncthreads();
+    return mine;
 }
 
-extern "C" __global__ void __launch_bounds__(FORWARD_WARPS *WARP) attention_forward(Arguments arguments) {
+// A warp has TALL times 16 rows.
+template <int TALL> __device__ __forceinline__ void forward(const Arguments &arguments) {
+    constexpr int TILES = COLUMNS / 8;
     extern __shared__ __align__(16) unsigned char memory[];
-    constexpr int THREADS = FORWARD_WARPS * WARP;
     element *queries = (element *)memory;
-    element *keys = queries + FORWARD_ROWS * ROW_LENGTH;
+    element *keys = queries + ROWS * TALL * ROW_LENGTH;
     element *values = keys + 2 * COLUMNS * ROW_LENGTH;
     __shared__ int range[2];
 
     // Under a causal mask the last rows have the most to do: they come first.
-    int first = (gridDim.x - 1 - blockIdx.x) * FORWARD_ROWS, head = blockIdx.y, batch = blockIdx.z;
+    int first = (gridDim.x - 1 - blockIdx.x) * ROWS * TALL, head = blockIdx.y, batch = blockIdx.z;
     int seq = arguments.seq, head_dim = arguments.head_dim;
     int kv_head = head / (arguments.heads / arguments.kv_heads);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -154,27 +198,30 @@ extern "C" __global__ void __launch_bounds__(FORWARD_WARPS *WARP) attention_forw
     const element *key = arguments.key + batch * ks.batch + kv_head * ks.head;
     const element *value = arguments.value + batch * vs.batch + kv_head * vs.head;
 
-    int rows[2] = {first + warp * 16 + (lane >> 2), first + warp * 16 + (lane >> 2) + 8};
-    int key_first[2] = {0, 0}, key_end[2] = {0, 0};
-    for (int i = 0; i < 2; i++)
-        if (rows[i] < seq) {
-            key_first[i] = arguments.key_first[batch * seq + rows[i]];
-            key_end[i] = arguments.key_end[batch * seq + rows[i]];
-        }
-    joined_range(range, key_first, key_end);
-    int begin = range[0], end = range[1];
+    // A thread holds two rows of every 16, eight apart.
+    int first_row = first + warp * 16 * TALL + (lane >> 2);
+    int key_first[2 * TALL], key_end[2 * TALL], earliest = 0, latest = 0x7fffffff;
+#pragma unroll
+    for (int i = 0; i < 2 * TALL; i++) {
+        bool there = first_row + 8 * i < seq;
+        key_first[i] = there ? arguments.key_first[batch * seq + first_row + 8 * i] : 0;
+        key_end[i] = there ? arguments.key_end[batch * seq + first_row + 8 * i] : 0;
+        earliest = max(earliest, key_first[i]);
+        latest = min(latest, key_end[i]);
+    }
+    Range mine = joined_range(range, key_first, key_end);
+    // At a multiple of COLUMNS, so that a row is added up in the same order whatever rows are beside it.
+    int begin = range[0] / COLUMNS * COLUMNS, end = range[1];
 
-    float sum[CHUNKS][4];
+    float sum[TALL][CHUNKS][4], largest[2 * TALL], total[2 * TALL];
+    clear(sum);
 #pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; chunk++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum[chunk][i] = 0.0f;
-    float largest[2] = {minus_infinity(), minus_infinity()}, total[2] = {0.0f, 0.0f};
+    for (int i = 0; i < 2 * TALL; i++) largest[i] = minus_infinity(), total[i] = 0.0f;
 
     if (begin < end) {
-        copy_rows<FORWARD_ROWS, THREADS>(queries, query, qs.seq, first, seq, head_dim);
-        copy_rows<COLUMNS, THREADS>(keys, key, ks.seq, begin, seq, head_dim);
-        copy_rows<COLUMNS, THREADS>(values, value, vs.seq, begin, seq, head_dim);
+        copy_rows<ROWS * TALL>(queries, query, qs.seq, first, seq, head_dim);
+        copy_rows<COLUMNS>(keys, key, ks.seq, begin, seq, head_dim);
+        copy_rows<COLUMNS>(values, value, vs.seq, begin, seq, head_dim);
         close_copies();
     }
     int stage = 0;
@@ -182,72 +229,93 @@ extern "C" __global__ void __launch_bounds__(FORWARD_WARPS *WARP) attention_forw
         if (start + COLUMNS < end) {
             element *next_keys = keys + (stage ^ 1) * COLUMNS * ROW_LENGTH;
             element *next_values = values + (stage ^ 1) * COLUMNS * ROW_LENGTH;
-            copy_rows<COLUMNS, THREADS>(next_keys, key, ks.seq, start + COLUMNS, seq, head_dim);
-            copy_rows<COLUMNS, THREADS>(next_values, value, vs.seq, start + COLUMNS, seq, head_dim);
+            copy_rows<COLUMNS>(next_keys, key, ks.seq, start + COLUMNS, seq, head_dim);
+            copy_rows<COLUMNS>(next_values, value, vs.seq, start + COLUMNS, seq, head_dim);
             close_copies();
             wait_for_copies<1>();
         } else {
             wait_for_copies<0>();
         }
         __syncthreads();
-        float scores[TILES][4];
-        product_of_rows(scores, queries + warp * 16 * ROW_LENGTH, keys + stage * COLUMNS * ROW_LENGTH);
+        if (mine.meets(start, COLUMNS)) {
+            float scores[TALL][TILES][4];
+            product_of_rows(scores, queries + warp * 16 * TALL * ROW_LENGTH, keys + stage * COLUMNS * ROW_LENGTH);
 
-        bool whole = start >= max(key_first[0], key_first[1]) && start + COLUMNS <= min(key_end[0], key_end[1]);
-        whole = __all_sync(0xffffffff, whole);
-        float now[2] = {largest[0], largest[1]};
+            bool whole = __all_sync(0xffffffff, start >= earliest && start + COLUMNS <= latest);
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++)
+            for (int tall = 0; tall < TALL; tall++) {
+                float now[2] = {largest[2 * tall], largest[2 * tall + 1]};
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float slope;
-                float score = score_of(scores[tile][i], arguments.scale, arguments.cap, slope);
-                int at = start + tile * 8 + (lane & 3) * 2 + (i & 1);
-                if (!whole && (at < key_first[i >> 1] || at >= key_end[i >> 1])) score = minus_infinity();
-                scores[tile][i] = score;
-                now[i >> 1] = fmaxf(now[i >> 1], score);
+                for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        float slope;
+                        float score = score_of(scores[tall][tile][i], arguments.scale, arguments.cap, slope);
+                        int at = start + tile * 8 + (lane & 3) * 2 + (i & 1), row = 2 * tall + (i >> 1);
+                        if (!whole && (at < key_first[row] || at >= key_end[row])) score = minus_infinity();
+                        scores[tall][tile][i] = score;
+                        now[i >> 1] = fmaxf(now[i >> 1], score);
+                    }
+                float shrink[2], base[2];
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    int row = 2 * tall + i;
+                    now[i] = fmaxf(now[i], __shfl_xor_sync(0xffffffff, now[i], 1));
+                    now[i] = fmaxf(now[i], __shfl_xor_sync(0xffffffff, now[i], 2));
+                    // Nothing seen yet: any base gives zeros.
+                    base[i] = now[i] == minus_infinity() ? 0.0f : now[i];
+                    shrink[i] = power_of_two(largest[row] - base[i]);
+                    largest[row] = now[i];
+                    total[row] *= shrink[i];
+                }
+#pragma unroll
+                for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        scores[tall][tile][i] = power_of_two(scores[tall][tile][i] - base[i >> 1]);
+                        total[2 * tall + (i >> 1)] += scores[tall][tile][i];
+                    }
+#pragma unroll
+                for (int chunk = 0; chunk < CHUNKS; chunk++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) sum[tall][chunk][i] *= shrink[i >> 1];
             }
-        float shrink[2], base[2];
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            now[i] = fmaxf(now[i], __shfl_xor_sync(0xffffffff, now[i], 1));
-            now[i] = fmaxf(now[i], __shfl_xor_sync(0xffffffff, now[i], 2));
-            // Nothing seen yet: any base gives zeros.
-            base[i] = now[i] == minus_infinity() ? 0.0f : now[i];
-            shrink[i] = power_of_two(largest[i] - base[i]);
-            largest[i] = now[i];
-            total[i] *= shrink[i];
+            add_product(sum, scores, values + stage * COLUMNS * ROW_LENGTH);
         }
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                scores[tile][i] = power_of_two(scores[tile][i] - base[i >> 1]);
-                total[i >> 1] += scores[tile][i];
-            }
-#pragma unroll
-        for (int chunk = 0; chunk < CHUNKS; chunk++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) sum[chunk][i] *= shrink[i >> 1];
-        add_product(sum, scores, values + stage * COLUMNS * ROW_LENGTH);
         __syncthreads();
     }
 
-    float factor[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        total[i] += __shfl_xor_sync(0xffffffff, total[i], 1);
-        total[i] += __shfl_xor_sync(0xffffffff, total[i], 2);
-        factor[i] = total[i] > 0.0f ? 1.0f / total[i] : 0.0f;
-        if ((lane & 3) == 0 && rows[i] < seq) {
-            float sums = total[i] > 0.0f ? largest[i] + log2f(total[i]) : 0.0f;
-            arguments.sums[((long long)batch * arguments.heads + head) * seq + rows[i]] = sums;
-        }
-    }
     const Strides &os = arguments.output_strides;
-    write_rows(arguments.output + batch * os.batch + head * os.head, os.seq, first + warp * 16, seq, head_dim, sum,
-               factor[0], factor[1]);
+    element *output = arguments.output + batch * os.batch + head * os.head;
+#pragma unroll
+    for (int tall = 0; tall < TALL; tall++) {
+        float factor[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float all = total[2 * tall + i];
+            all += __shfl_xor_sync(0xffffffff, all, 1);
+            all += __shfl_xor_sync(0xffffffff, all, 2);
+            factor[i] = all > 0.0f ? 1.0f / all : 0.0f;
+            int row = first_row + 16 * tall + 8 * i;
+            if ((lane & 3) == 0 && row < seq) {
+                float sums = all > 0.0f ? largest[2 * tall + i] + log2f(all) : 0.0f;
+                arguments.sums[((long long)batch * arguments.heads + head) * seq + row] = sums;
+            }
+        }
+        int first_of_16 = first + (warp * TALL + tall) * 16;
+        write_rows(output, os.seq, first_of_16, seq, head_dim, sum[tall], factor[0], factor[1]);
+    }
 }
+
+extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(Arguments arguments) { forward<1>(arguments); }
+
+// The same to the bit. Keys and values are read from shared memory half as often, which is what the
+// forward pass waits for, but there are half as many blocks, and registers for no more than this.
+#if HEAD_DIM <= 128 && !CAPPED
+extern "C" __global__ void __launch_bounds__(THREADS) attention_forward_tall(Arguments arguments) {
+    forward<2>(arguments);
+}
+#endif
 
 // One warp a row: the product of output and gradient.
 extern "C" __global__ void attention_deltas(Arguments arguments) {
@@ -263,16 +331,17 @@ extern "C" __global__ void attention_deltas(Arguments arguments) {
     if (lane == 0) arguments.deltas[((long long)batch * arguments.heads + head) * seq + row] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(BACKWARD_WARPS *WARP) attention_query_gradient(Arguments arguments) {
+// A warp has TALL times 16 rows, and a block WIDTH keys and values at a time.
+template <int TALL, int WIDTH> __device__ __forceinline__ void query_gradient(const Arguments &arguments) {
+    constexpr int TILES = WIDTH / 8;
     extern __shared__ __align__(16) unsigned char memory[];
-    constexpr int THREADS = BACKWARD_WARPS * WARP;
     element *queries = (element *)memory;
-    element *gradients = queries + BACKWARD_ROWS * ROW_LENGTH;
-    element *keys = gradients + BACKWARD_ROWS * ROW_LENGTH;
-    element *values = keys + COLUMNS * ROW_LENGTH;
+    element *gradients = queries + ROWS * TALL * ROW_LENGTH;
+    element *keys = gradients + ROWS * TALL * ROW_LENGTH;
+    element *values = keys + WIDTH * ROW_LENGTH;
     __shared__ int range[2];
 
-    int first = (gridDim.x - 1 - blockIdx.x) * BACKWARD_ROWS, head = blockIdx.y, batch = blockIdx.z;
+    int first = (gridDim.x - 1 - blockIdx.x) * ROWS * TALL, head = blockIdx.y, batch = blockIdx.z;
     int seq = arguments.seq, head_dim = arguments.head_dim;
     int kv_head = head / (arguments.heads / arguments.kv_heads);
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
@@ -283,68 +352,85 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_WARPS *WARP) attention_que
     const element *key = arguments.key + batch * ks.batch + kv_head * ks.head;
     const element *value = arguments.value + batch * vs.batch + kv_head * vs.head;
 
-    int rows[2] = {first + warp * 16 + (lane >> 2), first + warp * 16 + (lane >> 2) + 8};
-    int key_first[2] = {0, 0}, key_end[2] = {0, 0};
-    float sums[2] = {0.0f, 0.0f}, deltas[2] = {0.0f, 0.0f};
-    for (int i = 0; i < 2; i++)
-        if (rows[i] < seq) {
-            key_first[i] = arguments.key_first[batch * seq + rows[i]];
-            key_end[i] = arguments.key_end[batch * seq + rows[i]];
-            long long at = ((long long)batch * arguments.heads + head) * seq + rows[i];
-            sums[i] = arguments.sums[at];
-            deltas[i] = arguments.deltas[at];
-        }
-    joined_range(range, key_first, key_end);
-    int begin = range[0], end = range[1];
-
-    float sum[CHUNKS][4];
+    int first_row = first + warp * 16 * TALL + (lane >> 2);
+    int key_first[2 * TALL], key_end[2 * TALL];
+    float sums[2 * TALL], deltas[2 * TALL];
 #pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; chunk++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum[chunk][i] = 0.0f;
-    if (begin < end) {
-        copy_rows<BACKWARD_ROWS, THREADS>(queries, query, qs.seq, first, seq, head_dim);
-        copy_rows<BACKWARD_ROWS, THREADS>(gradients, gradient, os.seq, first, seq, head_dim);
+    for (int i = 0; i < 2 * TALL; i++) {
+        int row = first_row + 8 * i;
+        bool there = row < seq;
+        long long at = ((long long)batch * arguments.heads + head) * seq + row;
+        key_first[i] = there ? arguments.key_first[batch * seq + row] : 0;
+        key_end[i] = there ? arguments.key_end[batch * seq + row] : 0;
+        sums[i] = there ? arguments.sums[at] : 0.0f;
+        deltas[i] = there ? arguments.deltas[at] : 0.0f;
     }
-    for (int start = begin; start < end; start += COLUMNS) {
-        copy_rows<COLUMNS, THREADS>(keys, key, ks.seq, start, seq, head_dim);
-        copy_rows<COLUMNS, THREADS>(values, value, vs.seq, start, seq, head_dim);
+    Range mine = joined_range(range, key_first, key_end);
+    // As in the forward pass.
+    int begin = range[0] / COLUMNS * COLUMNS, end = range[1];
+
+    float sum[TALL][CHUNKS][4];
+    clear(sum);
+    if (begin < end) {
+        copy_rows<ROWS * TALL>(queries, query, qs.seq, first, seq, head_dim);
+        copy_rows<ROWS * TALL>(gradients, gradient, os.seq, first, seq, head_dim);
+    }
+    for (int start = begin; start < end; start += WIDTH) {
+        copy_rows<WIDTH>(keys, key, ks.seq, start, seq, head_dim);
+        copy_rows<WIDTH>(values, value, vs.seq, start, seq, head_dim);
         close_copies();
         wait_for_copies<0>();
         __syncthreads();
-        float scores[TILES][4], changes[TILES][4];
-        product_of_rows(scores, queries + warp * 16 * ROW_LENGTH, keys);
-        product_of_rows(changes, gradients + warp * 16 * ROW_LENGTH, values);
+        if (mine.meets(start, WIDTH)) {
+            float scores[TALL][TILES][4], changes[TALL][TILES][4];
+            product_of_rows(scores, queries + warp * 16 * TALL * ROW_LENGTH, keys);
+            product_of_rows(changes, gradients + warp * 16 * TALL * ROW_LENGTH, values);
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++)
+            for (int tall = 0; tall < TALL; tall++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float slope;
-                float score = score_of(scores[tile][i], arguments.scale, arguments.cap, slope);
-                int at = start + tile * 8 + (lane & 3) * 2 + (i & 1);
-                bool seen = at >= key_first[i >> 1] && at < key_end[i >> 1];
-                float weight = seen ? power_of_two(score - sums[i >> 1]) : 0.0f;
-                changes[tile][i] = weight * (changes[tile][i] - deltas[i >> 1]) * slope;
-            }
-        add_product(sum, changes, keys);
+                for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        float slope;
+                        float score = score_of(scores[tall][tile][i], arguments.scale, arguments.cap, slope);
+                        int at = start + tile * 8 + (lane & 3) * 2 + (i & 1), row = 2 * tall + (i >> 1);
+                        bool seen = at >= key_first[row] && at < key_end[row];
+                        float weight = seen ? power_of_two(score - sums[row]) : 0.0f;
+                        changes[tall][tile][i] = weight * (changes[tall][tile][i] - deltas[row]) * slope;
+                    }
+            add_product(sum, changes, keys);
+        }
         __syncthreads();
     }
     const Strides &gs = arguments.query_gradient_strides;
-    write_rows(arguments.query_gradient + batch * gs.batch + head * gs.head, gs.seq, first + warp * 16, seq, head_dim,
-               sum, 1.0f, 1.0f);
+    element *to = arguments.query_gradient + batch * gs.batch + head * gs.head;
+#pragma unroll
+    for (int tall = 0; tall < TALL; tall++)
+        write_rows(to, gs.seq, first + (warp * TALL + tall) * 16, seq, head_dim, sum[tall], 1.0f, 1.0f);
 }
 
-extern "C" __global__ void __launch_bounds__(BACKWARD_WARPS *WARP) attention_key_value_gradient(Arguments arguments) {
+extern "C" __global__ void __launch_bounds__(THREADS) attention_query_gradient(Arguments arguments) {
+    query_gradient<1, COLUMNS>(arguments);
+}
+
+#if HEAD_DIM <= 128 && !CAPPED
+extern "C" __global__ void __launch_bounds__(THREADS) attention_query_gradient_tall(Arguments arguments) {
+    query_gradient<2, COLUMNS / 2>(arguments);
+}
+#endif
+
+// One block's rows of the gradients of KEYS, of VALUES, or of both.
+template <bool KEYS, bool VALUES> __device__ __forceinline__ void key_value_gradient(const Arguments &arguments) {
+    constexpr int TILES = COLUMNS / 8;
     extern __shared__ __align__(16) unsigned char memory[];
-    constexpr int THREADS = BACKWARD_WARPS * WARP;
     element *keys = (element *)memory;
-    element *values = keys + BACKWARD_ROWS * ROW_LENGTH;
-    element *queries = values + BACKWARD_ROWS * ROW_LENGTH;
+    element *values = keys + ROWS * ROW_LENGTH;
+    element *queries = values + ROWS * ROW_LENGTH;
     element *gradients = queries + COLUMNS * ROW_LENGTH;
     __shared__ int range[2];
     __shared__ float sums[COLUMNS], deltas[COLUMNS];
 
-    int first = blockIdx.x * BACKWARD_ROWS, kv_head = blockIdx.y, batch = blockIdx.z;
+    int first = blockIdx.x * ROWS, kv_head = blockIdx.y, batch = blockIdx.z;
     int seq = arguments.seq, head_dim = arguments.head_dim, group = arguments.heads / arguments.kv_heads;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const Strides &qs = arguments.query_strides, &ks = arguments.key_strides, &vs = arguments.value_strides;
@@ -357,27 +443,25 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_WARPS *WARP) attention_key
             query_first[i] = arguments.query_first[batch * seq + rows[i]];
             query_end[i] = arguments.query_end[batch * seq + rows[i]];
         }
-    joined_range(range, query_first, query_end);
+    Range mine = joined_range(range, query_first, query_end);
     int begin = range[0], end = range[1];
 
-    float key_sum[CHUNKS][4], value_sum[CHUNKS][4];
-#pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; chunk++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) key_sum[chunk][i] = value_sum[chunk][i] = 0.0f;
+    float key_sum[1][CHUNKS][4], value_sum[1][CHUNKS][4];
+    clear(key_sum);
+    clear(value_sum);
     if (begin < end) {
         const element *key = arguments.key + batch * ks.batch + kv_head * ks.head;
         const element *value = arguments.value + batch * vs.batch + kv_head * vs.head;
-        copy_rows<BACKWARD_ROWS, THREADS>(keys, key, ks.seq, first, seq, head_dim);
-        copy_rows<BACKWARD_ROWS, THREADS>(values, value, vs.seq, first, seq, head_dim);
+        copy_rows<ROWS>(keys, key, ks.seq, first, seq, head_dim);
+        if (KEYS) copy_rows<ROWS>(values, value, vs.seq, first, seq, head_dim);
     }
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
         const element *query = arguments.query + batch * qs.batch + head * qs.head;
         const element *gradient = arguments.output_gradient + batch * os.batch + head * os.head;
         long long statistics = ((long long)batch * arguments.heads + head) * seq;
         for (int start = begin; start < end; start += COLUMNS) {
-            copy_rows<COLUMNS, THREADS>(queries, query, qs.seq, start, seq, head_dim);
-            copy_rows<COLUMNS, THREADS>(gradients, gradient, os.seq, start, seq, head_dim);
+            copy_rows<COLUMNS>(queries, query, qs.seq, start, seq, head_dim);
+            copy_rows<COLUMNS>(gradients, gradient, os.seq, start, seq, head_dim);
             close_copies();
             for (int index = threadIdx.x; index < COLUMNS; index += THREADS) {
                 bool there = start + index < seq;
@@ -386,34 +470,51 @@ extern "C" __global__ void __launch_bounds__(BACKWARD_WARPS *WARP) attention_key
             }
             wait_for_copies<0>();
             __syncthreads();
-            float weights[TILES][4], changes[TILES][4], slopes[TILES][4];
-            product_of_rows(weights, keys + warp * 16 * ROW_LENGTH, queries);
+            if (mine.meets(start, COLUMNS)) {
+                float weights[1][TILES][4], changes[1][TILES][4], slopes[TILES][4];
+                product_of_rows(weights, keys + warp * 16 * ROW_LENGTH, queries);
 #pragma unroll
-            for (int tile = 0; tile < TILES; tile++)
+                for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float score = score_of(weights[tile][i], arguments.scale, arguments.cap, slopes[tile][i]);
-                    int column = tile * 8 + (lane & 3) * 2 + (i & 1), at = start + column;
-                    bool seen = at >= query_first[i >> 1] && at < query_end[i >> 1];
-                    weights[tile][i] = seen ? power_of_two(score - sums[column]) : 0.0f;
+                    for (int i = 0; i < 4; i++) {
+                        float score = score_of(weights[0][tile][i], arguments.scale, arguments.cap, slopes[tile][i]);
+                        int column = tile * 8 + (lane & 3) * 2 + (i & 1), at = start + column;
+                        bool seen = at >= query_first[i >> 1] && at < query_end[i >> 1];
+                        weights[0][tile][i] = seen ? power_of_two(score - sums[column]) : 0.0f;
+                    }
+                if (VALUES) add_product(value_sum, weights, gradients);
+                if (KEYS) {
+                    product_of_rows(changes, values + warp * 16 * ROW_LENGTH, gradients);
+#pragma unroll
+                    for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            int column = tile * 8 + (lane & 3) * 2 + (i & 1);
+                            float change = changes[0][tile][i] - deltas[column];
+                            changes[0][tile][i] = weights[0][tile][i] * change * slopes[tile][i];
+                        }
+                    add_product(key_sum, changes, queries);
                 }
-            add_product(value_sum, weights, gradients);
-            product_of_rows(changes, values + warp * 16 * ROW_LENGTH, gradients);
-#pragma unroll
-            for (int tile = 0; tile < TILES; tile++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int column = tile * 8 + (lane & 3) * 2 + (i & 1);
-                    changes[tile][i] = weights[tile][i] * (changes[tile][i] - deltas[column]) * slopes[tile][i];
-                }
-            add_product(key_sum, changes, queries);
+            }
             __syncthreads();
         }
     }
     const Strides &gs = arguments.key_gradient_strides;
     long long to = batch * gs.batch + kv_head * gs.head;
-    write_rows(arguments.key_gradient + to, gs.seq, first + warp * 16, seq, head_dim, key_sum, 1.0f, 1.0f);
-    write_rows(arguments.value_gradient + to, gs.seq, first + warp * 16, seq, head_dim, value_sum, 1.0f, 1.0f);
+    if (KEYS) write_rows(arguments.key_gradient + to, gs.seq, first + warp * 16, seq, head_dim, key_sum[0], 1.0f, 1.0f);
+    if (VALUES)
+        write_rows(arguments.value_gradient + to, gs.seq, first + warp * 16, seq, head_dim, value_sum[0], 1.0f, 1.0f);
+}
+
+// A thread's registers hold one sum of a wide head's rows, not two: then the scores are computed twice.
+extern "C" __global__ void __launch_bounds__(THREADS) attention_key_value_gradient(Arguments arguments) {
+#if HEAD_DIM <= 128
+    key_value_gradient<true, true>(arguments);
+#else
+    key_value_gradient<false, true>(arguments);
+    __syncthreads();
+    key_value_gradient<true, false>(arguments);
+#endif
 }
 
 #define BOUND_THREADS 1024

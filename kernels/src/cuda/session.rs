@@ -25,6 +25,9 @@ pub(crate) struct Session {
     pub(super) context: sys::CUcontext,
     /// Major and minor.
     pub(super) capability: [i32; 2],
+    /// The most that a block may share.
+    pub(crate) shared_bytes: u32,
+    pub(crate) multiprocessors: u32,
     stream: sys::CUstream,
     /// Everything that CubeCL submitted before the operation.
     before: sys::CUevent,
@@ -119,11 +122,15 @@ impl Session {
         use sys::CUdevice_attribute::{
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+            CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED_BYTES,
+            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS,
         };
         let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
         Ok(Session {
             context,
             capability: [attribute(MAJOR)?, attribute(MINOR)?],
+            shared_bytes: attribute(SHARED_BYTES)?.max(0) as u32,
+            multiprocessors: attribute(MULTIPROCESSORS)?.max(0) as u32,
             stream: result::stream::create(result::stream::StreamKind::NonBlocking)
                 .map_err(said)?,
             before: event().map_err(said)?,
