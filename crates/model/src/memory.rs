@@ -14,8 +14,8 @@
 //! before its activation and one after; every other norm keeps its input as well. A block that is run
 //! again keeps its input only. On a GPU the same is kept, but for heads wider than 256: their attention
 //! is in plain operations there and keeps the scores, `heads · seq²` a row, as that of relative positions
-//! does everywhere. There a quantised weight exists dequantised, in the type of the activations, while it
-//! is multiplied.
+//! does everywhere. Where NVIDIA's library multiplies, a quantised weight exists dequantised, in the type of
+//! the activations, while it does.
 
 mod count;
 
@@ -66,7 +66,10 @@ pub enum PassDevice {
         multiplies_halves: bool,
     },
     /// A device with memory of its own.
-    Device,
+    Device {
+        /// Whether a quantised weight is dequantised to be multiplied, as for NVIDIA's library.
+        dequantizes: bool,
+    },
 }
 
 impl PassDevice {
@@ -436,7 +439,7 @@ impl MemoryModel {
         TrainingMemory {
             weights_bytes: match device {
                 PassDevice::Host { .. } => self.frozen_bytes - self.mapped_tables_bytes,
-                PassDevice::Device => self.frozen_bytes,
+                PassDevice::Device { .. } => self.frozen_bytes,
             },
             trained_bytes,
             gradients_bytes: trained_bytes,

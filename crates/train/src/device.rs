@@ -82,7 +82,8 @@ impl DeviceSpec {
     pub(crate) fn pass(self) -> PassDevice {
         match self {
             DeviceSpec::Cpu => PassDevice::host(),
-            DeviceSpec::Cuda(_) | DeviceSpec::Wgpu(_) => PassDevice::Device,
+            DeviceSpec::Cuda(_) => PassDevice::Device { dequantizes: true },
+            DeviceSpec::Wgpu(_) => PassDevice::Device { dequantizes: false },
         }
     }
 

@@ -22,6 +22,8 @@ use crate::gpu::rows::vector_size;
 use crate::joint::{Joint, Results};
 use crate::matmul::cube::{product, product_add};
 use crate::quantized::QuantizedWeight;
+use crate::quantized::cube as packed;
+use crate::quantized::kernel::Over;
 
 /// Three at most, of which one at least has a pair.
 pub(super) fn linears(x: Tensor<3>, parts: Vec<LinearPart<'_>>) -> Vec<Tensor<3>> {
@@ -192,18 +194,18 @@ impl Joint<Cube> for Linears {
         let (mut outputs, mut saved) = (vec![], vec![flat.clone()]);
         for (linear, own) in self.0.iter().zip(own) {
             let weight = match &linear.base {
-                Base::Dense => tensor::<2>(own[linear.weight()].clone()),
-                Base::Quantized(weight) => weight.dequantize(dtype),
+                Base::Dense => Weight::Plain(tensor::<2>(own[linear.weight()].clone())),
+                Base::Quantized(weight) => Weight::of(weight, &flat),
             };
             let mut output = match linear.pair {
-                None => product(flat.clone(), weight.clone().transpose()),
+                None => weight.product(flat.clone()),
                 Some(pair) => {
                     // Adapters are f32 whatever the activations are.
                     let b = tensor::<2>(own[1].clone()).cast(dtype);
-                    let (output, a, low) = match &mut shared {
-                        Some(shared) => {
-                            let a = tensor::<2>(own[0].clone()).cast(dtype);
-                            let (low, first) = shared.next(a.dims()[0]);
+                    let a = tensor::<2>(own[0].clone()).cast(dtype);
+                    let shared = shared.as_mut().map(|shared| shared.next(a.dims()[0]));
+                    let (output, low) = match (&weight, shared) {
+                        (Weight::Plain(weight), Some((low, first))) => {
                             let output = Cube::lora_output(
                                 value(flat.clone()),
                                 value(low.clone()),
@@ -212,27 +214,35 @@ impl Joint<Cube> for Linears {
                                 pair.scaling,
                                 first,
                             );
-                            (tensor::<2>(output), a, low)
+                            (tensor::<2>(output), low)
                         }
-                        None => {
-                            let a = tensor::<2>(own[0].clone()).cast(dtype);
-                            let seen = pair.dropped(flat.clone());
+                        (Weight::Plain(weight), None) => {
                             let (output, low) = Cube::lora_products(
                                 value(flat.clone()),
-                                value(seen),
+                                value(pair.dropped(flat.clone())),
                                 value(weight.clone()),
                                 value(a.clone()),
                                 value(b.clone()),
                                 pair.scaling,
                             );
-                            (tensor::<2>(output), a, tensor::<2>(low))
+                            (tensor::<2>(output), tensor::<2>(low))
+                        }
+                        (Weight::Packed(_), shared) => {
+                            let (low, first) = shared.unwrap_or_else(|| {
+                                let seen = pair.dropped(flat.clone());
+                                (product(seen, a.clone().transpose()), 0)
+                            });
+                            let output = weight.product(flat.clone());
+                            let own = low.clone().narrow(1, first, a.dims()[0]);
+                            let b = b.clone().transpose();
+                            (product_add(own, b, output, pair.scaling), low)
                         }
                     };
                     saved.extend([a, b, low]);
                     output
                 }
             };
-            if matches!(linear.base, Base::Dense) {
+            if let (Base::Dense, Weight::Plain(weight)) = (&linear.base, weight) {
                 saved.push(weight);
             }
             if linear.biased {
@@ -276,8 +286,8 @@ impl Joint<Cube> for Linears {
                 continue;
             };
             let weight = || match (&linear.base, dense) {
-                (Base::Quantized(weight), _) => weight.dequantize(flat.dtype()),
-                (Base::Dense, Some(weight)) => weight,
+                (Base::Quantized(weight), _) => Weight::of(weight, &flat),
+                (Base::Dense, Some(weight)) => Weight::Plain(weight),
                 (Base::Dense, None) => unreachable!("kept by the forward pass"),
             };
             let gradient = tensor::<3>(gradient);
@@ -310,20 +320,41 @@ impl Joint<Cube> for Linears {
             ) = (linear.pair, pair)
             else {
                 if wanted[0] {
-                    of_input = Some(match of_input {
-                        None => product(gradient, weight()),
-                        Some(sum) => product_add(gradient, weight(), sum, 1.0),
-                    });
+                    of_input = Some(weight().product_add(gradient, of_input));
                 }
                 continue;
             };
             let [a, b, low] = factors.map(value);
             let seen = linear.pair.expect("just seen").dropped(flat.clone());
-            let (seen, gradient) = (value(seen), value(gradient));
-            let (of_a, of_b) = match wanted[0] {
-                false => Cube::lora_gradients_of_factors(gradient, seen, low, a, b, scaling, place),
-                true => {
-                    let weight = value(weight());
+            let (seen, weight) = (value(seen), wanted[0].then(weight));
+            let (of_a, of_b) = match weight {
+                None => {
+                    let gradient = value(gradient);
+                    Cube::lora_gradients_of_factors(gradient, seen, low, a, b, scaling, place)
+                }
+                Some(weight @ Weight::Packed(_)) => {
+                    let of_x = weight.product_add(gradient.clone(), of_input.take());
+                    let (of_x, gradient, adds) = (value(of_x), value(gradient), dropout <= 0.0);
+                    let (of_seen, of_a, of_b) = Cube::lora_gradients_of_seen(
+                        gradient,
+                        seen,
+                        low,
+                        a,
+                        b,
+                        of_x.clone(),
+                        scaling,
+                        place,
+                        adds,
+                    );
+                    let of_x = match adds {
+                        true => of_seen,
+                        false => Cube::add_dropped(of_x, of_seen, dropout, seed),
+                    };
+                    of_input = Some(tensor::<2>(of_x));
+                    (of_a, of_b)
+                }
+                Some(Weight::Plain(weight)) => {
+                    let (gradient, weight) = (value(gradient), value(weight));
                     let adds = of_input.is_some();
                     // Where nothing is added, nothing is read of it.
                     let addend = of_input.take().map_or_else(|| seen.clone(), value);
@@ -352,6 +383,39 @@ impl Joint<Cube> for Linears {
             found[0] = Some(value(of_input.reshape(dims)));
         }
         found
+    }
+}
+
+/// What x is multiplied with, as this device does it best.
+#[allow(clippy::large_enum_variant, reason = "lives for one product")]
+enum Weight<'a> {
+    Plain(Tensor<2>),
+    Packed(&'a QuantizedWeight),
+}
+
+impl<'a> Weight<'a> {
+    fn of(weight: &'a QuantizedWeight, x: &Tensor<2>) -> Weight<'a> {
+        match packed::multiplies(x) {
+            true => Weight::Packed(weight),
+            false => Weight::Plain(weight.dequantize(x.dtype())),
+        }
+    }
+
+    /// `x Wᵀ`
+    fn product(&self, x: Tensor<2>) -> Tensor<2> {
+        match self {
+            Weight::Packed(weight) => packed::product(x, weight, Over::In, None),
+            Weight::Plain(weight) => product(x, weight.clone().transpose()),
+        }
+    }
+
+    /// `gradient · W`, added to what there is.
+    fn product_add(&self, gradient: Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+        match (self, sum) {
+            (Weight::Packed(weight), sum) => packed::product(gradient, weight, Over::Out, sum),
+            (Weight::Plain(weight), Some(sum)) => product_add(gradient, weight.clone(), sum, 1.0),
+            (Weight::Plain(weight), None) => product(gradient, weight.clone()),
+        }
     }
 }
 

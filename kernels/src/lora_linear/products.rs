@@ -55,6 +55,21 @@ pub trait LoraProducts: Backend {
         first: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
+    /// The gradients of `seen`, added to `addend` where `adds`, of a and of b.
+    #[allow(clippy::too_many_arguments)]
+    #[fusion(meta = |_, seen, _, a, b, _, _, _, _| (seen.clone(), wide(a), wide(b)))]
+    fn lora_gradients_of_seen(
+        gradient: FloatTensor<Self>,
+        seen: FloatTensor<Self>,
+        low: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        addend: FloatTensor<Self>,
+        scaling: f32,
+        first: usize,
+        adds: bool,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
     /// The gradients of x, where nothing is dropped, of a and of b. That of x is added to `addend`, its
     /// gradient from elsewhere, where there is one: where `adds`.
     #[allow(clippy::too_many_arguments)]
@@ -182,6 +197,33 @@ impl LoraProducts for CubeBackend {
         (of_a, of_b)
     }
 
+    fn lora_gradients_of_seen(
+        gradient: CubeTensor,
+        seen: CubeTensor,
+        low: CubeTensor,
+        a: CubeTensor,
+        b: CubeTensor,
+        addend: CubeTensor,
+        scaling: f32,
+        first: usize,
+        adds: bool,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        let addend = adds.then_some(addend);
+        let found = gradients(
+            gradient,
+            seen,
+            (low, first),
+            None,
+            a,
+            b,
+            addend,
+            scaling,
+            Of::Seen,
+        );
+        let [of_a, of_b, of_seen]: [CubeTensor; 3] = found.try_into().expect("three gradients");
+        (of_seen, of_a, of_b)
+    }
+
     fn lora_gradients(
         gradient: CubeTensor,
         seen: CubeTensor,
@@ -243,6 +285,8 @@ impl LoraProducts for CubeBackend {
 #[derive(Clone, Copy, PartialEq)]
 enum Of {
     Factors,
+    /// Through the low-rank part alone.
+    Seen,
     Input,
     /// Through the base and through the low-rank part, each for itself.
     InputApart,
@@ -273,7 +317,7 @@ fn gradients(
         let of_b = empty(&gradient, [rows(&b), columns(&b)], DType::F32);
         let inputs = match of {
             Of::Factors => 0,
-            Of::Input => 1,
+            Of::Seen | Of::Input => 1,
             Of::InputApart => 2,
         };
         let of_inputs: Vec<CubeTensor> = (0..inputs)
@@ -284,6 +328,12 @@ fn gradients(
             scaled(&across, &view, &of_b, scaling),
             product(&of_low_across, &seen, &of_a),
         ];
+        if let (Of::Seen, Some(of_seen)) = (of, of_inputs.first()) {
+            products.push(Product {
+                addend: addend.as_ref(),
+                ..product(&of_low, &a, of_seen)
+            });
+        }
         if let (Some(weight), Some(of_x)) = (&weight, of_inputs.first()) {
             products.push(Product {
                 addend: addend.as_ref(),
@@ -304,6 +354,13 @@ fn gradients(
     let of_a = This::wide_product(transposed(of_low.clone()), seen, 1.0);
     let of_b = This::wide_product(across, columns_of(low, first, rank), scaling);
     let mut found = vec![of_a, of_b];
+    if of == Of::Seen {
+        found.push(match addend {
+            Some(addend) => This::product_add(of_low, a, addend, 1.0),
+            None => This::matrix_product(of_low, a),
+        });
+        return found;
+    }
     if let Some(weight) = weight.filter(|_| of != Of::Factors) {
         let of_x = match addend {
             Some(addend) => This::product_add(gradient, weight, addend, 1.0),

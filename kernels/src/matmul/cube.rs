@@ -17,6 +17,7 @@ use cubek::matmul::multi_level::routines::batch::double_buffering::DoubleBufferi
 use cubek::matmul::routine::BlueprintStrategy;
 use cubek::std::InputBinding;
 
+use super::planned::launch_added;
 use crate::gpu::empty_like;
 use crate::gpu::operation::{Operation, Value, apply, input, tensor, value};
 
@@ -107,8 +108,26 @@ impl MatrixProduct for CubeBackend {
         if native(&lhs, &rhs, Some(&addend), alpha, &output) {
             return output;
         }
+        // Of the two the smaller is scaled.
+        let smaller = lhs.meta.num_elements() < rhs.meta.num_elements();
+        let scale = |matrix| match alpha == 1.0 {
+            true => matrix,
+            false => CubeBackend::float_mul_scalar(matrix, alpha.into()),
+        };
+        let (lhs, rhs) = match smaller {
+            true => (scale(lhs), rhs),
+            false => (lhs, scale(rhs)),
+        };
+        let tensors = [&lhs, &rhs, &addend, &output];
+        let launched = kernels(lhs.dtype).into_iter().any(|kernel| match kernel {
+            Strategy::SimpleUnit(strategy) => launch_added(tensors, &strategy),
+            Strategy::DoubleCyclicMma(strategy) => launch_added(tensors, &strategy),
+            _ => false,
+        });
+        if launched {
+            return output;
+        }
         let product = CubeBackend::matrix_product(lhs, rhs);
-        let product = CubeBackend::float_mul_scalar(product, alpha.into());
         CubeBackend::float_add(addend, product)
     }
 }
@@ -154,7 +173,7 @@ fn native(
 
 /// The kernels for operands of a type, in the order they are tried: one may need hardware that is not
 /// there.
-fn kernels(dtype: DType) -> Vec<Strategy> {
+pub(crate) fn kernels(dtype: DType) -> Vec<Strategy> {
     let units = Strategy::SimpleUnit(BlueprintStrategy::Inferred(Default::default()));
     let matrix_units = |tile_matmul| {
         Strategy::DoubleCyclicMma(BlueprintStrategy::Inferred(DoubleBufferingArgs {

@@ -7,6 +7,8 @@
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) mod cube;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod planned;
 
 use burn::tensor::Tensor;
 

@@ -4,10 +4,16 @@
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
-mod cube;
+pub(crate) mod cube;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[allow(
+    dead_code,
+    reason = "some is called only in what the attribute for kernels writes"
+)]
+mod fused;
 mod host;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
-mod kernel;
+pub(crate) mod kernel;
 mod recomputed;
 pub(crate) mod reference;
 

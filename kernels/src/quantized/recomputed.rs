@@ -12,6 +12,8 @@ use burn::backend::{Autodiff, Backend, DispatchDevice, DispatchKindConversion, D
 use burn::tensor::Tensor;
 
 use super::QuantizedWeight;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use super::{cube, kernel::Over};
 use crate::matmul;
 
 /// `x Wᵀ`, in the type of `x`.
@@ -35,8 +37,22 @@ pub(super) fn product(input: Tensor<2>, weight: &QuantizedWeight) -> Tensor<2> {
 }
 
 fn plain(input: Tensor<2>, weight: &QuantizedWeight) -> Tensor<2> {
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&input) && cube::multiplies(&input) {
+        return cube::product(input, weight, Over::In, None);
+    }
     let weight = weight.dequantize(input.dtype());
     matmul(input, weight.transpose())
+}
+
+/// The gradient of the input.
+fn backward(gradient: Tensor<2>, weight: &QuantizedWeight) -> Tensor<2> {
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if crate::gpu::serves(&gradient) && cube::multiplies(&gradient) {
+        return cube::product(gradient, weight, Over::Out, None);
+    }
+    let weight = weight.dequantize(gradient.dtype());
+    matmul(gradient, weight)
 }
 
 type Tracking<B> = Autodiff<B, NoCheckpointing>;
@@ -82,8 +98,7 @@ where
         let weight = ops.state;
         let upstream = Tensor::<2>::from_primitive::<B>(gradients.consume::<B>(&ops.node));
         if let [Some(parent)] = ops.parents {
-            let dtype = upstream.dtype();
-            let result = matmul(upstream, weight.dequantize(dtype));
+            let result = backward(upstream, &weight);
             gradients.register::<B>(parent.id, primitive::<B>(result));
         }
     }

@@ -27,7 +27,7 @@ pub(super) struct Count<'a> {
 
 impl Count<'_> {
     fn on_device(&self) -> bool {
-        self.device == PassDevice::Device
+        matches!(self.device, PassDevice::Device { .. })
     }
 
     /// Whether the activations are bf16 and multiplied as such on the host.
@@ -262,9 +262,15 @@ impl Count<'_> {
         } else if half_on_host && !self.model.quantized {
             bytes += F32 * hidden * wide;
         }
-        if self.on_device() && self.model.quantized {
+        if let PassDevice::Device { dequantizes } = self.device
+            && self.model.quantized
+        {
             // The widest weight as it is multiplied; DoRA reads it in f32.
-            let value = if self.model.dora { F32 } else { element };
+            let value = match (self.model.dora, dequantizes) {
+                (true, _) => F32,
+                (false, true) => element,
+                (false, false) => 0,
+            };
             bytes += value * hidden * wide;
         }
         if let PassDevice::Host { threads, .. } = self.device {

@@ -403,7 +403,7 @@ fn a_device_holds_one_weight_dequantised_in_the_type_of_the_activations() {
         seq: 16,
         samples: 2,
     };
-    let working = |quantization, dtype, use_dora| {
+    let working = |quantization, dtype, use_dora, dequantizes| {
         let options = ModelOptions {
             lora: Some(LoraOptions {
                 use_dora,
@@ -412,18 +412,25 @@ fn a_device_holds_one_weight_dequantised_in_the_type_of_the_activations() {
             ..classifier(quantization, dtype)
         };
         let model = MemoryModel::new(&checkpoint, &options).unwrap();
-        let device = PassDevice::Device;
+        let device = PassDevice::Device { dequantizes };
         let memory = model.training(shape, Recompute::default(), device);
         memory.working_bytes
     };
     // Its widest: 32 × 48. DoRA's norms read it in f32.
-    for (dtype, use_dora, element) in [
-        (FloatDType::F32, false, 4),
-        (FloatDType::BF16, false, 2),
-        (FloatDType::BF16, true, 4),
+    for (dtype, use_dora, dequantizes, element) in [
+        (FloatDType::F32, false, true, 4),
+        (FloatDType::BF16, false, true, 2),
+        (FloatDType::BF16, true, true, 4),
+        (FloatDType::BF16, false, false, 0),
+        (FloatDType::BF16, true, false, 4),
     ] {
-        let more = working(Some(NF4_DOUBLE), dtype, use_dora) - working(None, dtype, use_dora);
-        assert_eq!(more, element * 32 * 48, "{dtype:?} {use_dora}");
+        let more = working(Some(NF4_DOUBLE), dtype, use_dora, dequantizes)
+            - working(None, dtype, use_dora, dequantizes);
+        assert_eq!(
+            more,
+            element * 32 * 48,
+            "{dtype:?} {use_dora} {dequantizes}"
+        );
     }
 }
 

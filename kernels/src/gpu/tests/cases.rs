@@ -80,13 +80,17 @@ pub(super) const CASES: &[Case] = &[
         dequantized(side, NF4_DOUBLE)
     }),
     ("quantized_linear, int8", |side| {
-        quantized_product(side, Quantization::Int8, [40, 50])
+        quantized_product(side, Quantization::Int8, 9, [40, 50])
     }),
     ("quantized_linear, nf4", |side| {
-        quantized_product(side, NF4, [33, 71])
+        quantized_product(side, NF4, 9, [33, 71])
     }),
     ("quantized_linear, nf4 double", |side| {
-        quantized_product(side, NF4_DOUBLE, [40, 72])
+        quantized_product(side, NF4_DOUBLE, 9, [40, 72])
+    }),
+    // Several blocks of the product each way, none of which is whole at the end.
+    ("quantized_linear, nf4 double, many tokens", |side| {
+        quantized_product(side, NF4_DOUBLE, 83, [140, 200])
     }),
     ("quantized_linear, int8, lora", |side| {
         quantized_lora(side, Quantization::Int8, [33, 71], 0.0)
@@ -262,9 +266,14 @@ fn dequantized(side: &Side, quantization: Quantization) -> Found {
     found
 }
 
-fn quantized_product(side: &Side, quantization: Quantization, shape: [usize; 2]) -> Found {
+fn quantized_product(
+    side: &Side,
+    quantization: Quantization,
+    seq: usize,
+    shape: [usize; 2],
+) -> Found {
     let weight = quantized(side, quantization, shape);
-    let (x, bias) = (side.leaf([2, 9, shape[1]], 1), side.leaf([shape[0]], 3));
+    let (x, bias) = (side.leaf([2, seq, shape[1]], 1), side.leaf([shape[0]], 3));
     let y = quantized_linear(x.clone(), &weight, Some(bias.clone()), None);
     case!(side, y, x, bias)
 }
