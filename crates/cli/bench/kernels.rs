@@ -68,6 +68,9 @@ enum Sizes {
     /// Llama-3.1-8B
     #[value(name = "8b")]
     Llama8b,
+    /// Gemma-2-2B, whose heads are of 256
+    #[value(name = "gemma-2-2b")]
+    Gemma2b,
 }
 
 impl Kernels {
@@ -77,6 +80,7 @@ impl Kernels {
             Sizes::Llama1b => [2048, 8192, 32, 8, 64, 128_256],
             Sizes::Llama3b => [3072, 8192, 24, 8, 128, 128_256],
             Sizes::Llama8b => [4096, 14_336, 32, 8, 128, 128_256],
+            Sizes::Gemma2b => [2304, 9216, 8, 4, 256, 256_000],
         };
         BlockShape {
             batch: self.batch as usize,
