@@ -152,14 +152,12 @@ impl Bench<'_> {
     fn measure_peaks(&mut self) -> Result<(), TrainError> {
         let on_host = !self.options.device.is_asynchronous();
         // Of a graphics adapter every buffer has to fit into one binding, 128 MiB of many.
-        let (size, rows) = match self.options.device {
+        let (largest, rows) = match self.options.device {
             DeviceSpec::Cpu => (2048, 0),
             DeviceSpec::Cuda(_) => (8192, 1 << 16),
             DeviceSpec::Wgpu(_) => (4096, 1 << 12),
         };
-        let (a, b) = (self.of([size, size]), self.of([size, size]));
-        let elapsed_s = self.sorted_s(|| calor_kernels::matmul(a.clone(), b.clone()))?[0];
-        self.peak_flops = 2.0 * (size as f64).powi(3) / elapsed_s;
+        self.peak_flops = self.product_rate(largest)?;
         self.peak_bytes_per_s = match on_host {
             true => host_copy_rate(),
             false => {
@@ -170,6 +168,21 @@ impl Bench<'_> {
             }
         };
         Ok(())
+    }
+
+    /// Of square products, up to the largest or the first that takes a while: a slow device would take
+    /// minutes for what a fast one needs to be seen at its best.
+    fn product_rate(&self, largest: usize) -> Result<f64, TrainError> {
+        let (mut size, mut best) = (512, 0.0f64);
+        loop {
+            let (a, b) = (self.of([size, size]), self.of([size, size]));
+            let elapsed_s = self.sorted_s(|| calor_kernels::matmul(a.clone(), b.clone()))?[0];
+            best = best.max(2.0 * (size as f64).powi(3) / elapsed_s);
+            if size >= largest || elapsed_s > 0.1 {
+                return Ok(best);
+            }
+            size *= 2;
+        }
     }
 
     fn time<const D: usize>(
