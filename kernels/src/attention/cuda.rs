@@ -1,7 +1,7 @@
 //! Attention in tiles on NVIDIA's tensor cores, in bf16 and f16; see `flash.cu`.
 
 use std::ffi::c_void;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Tensor};
@@ -217,7 +217,9 @@ impl Tiles {
     /// Whether a warp has 32 rows of queries: where that leaves enough blocks for every multiprocessor to
     /// hold two. `CALOR_CUDA_ATTENTION_ROWS` is 16 or 32, for measuring.
     fn tall(self, heads_of_all: u32, seq: u32, multiprocessors: u32) -> bool {
-        let asked = std::env::var("CALOR_CUDA_ATTENTION_ROWS").unwrap_or_default();
+        static ASKED: OnceLock<String> = OnceLock::new();
+        let asked =
+            ASKED.get_or_init(|| std::env::var("CALOR_CUDA_ATTENTION_ROWS").unwrap_or_default());
         let blocks = heads_of_all * seq.div_ceil(2 * self.warps * 16);
         self.can_be_tall
             && match asked.as_str() {
